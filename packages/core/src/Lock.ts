@@ -1,0 +1,563 @@
+/**
+ * Distributed locks as scoped resources. A lock is held for as long as its scope is open and the store confirms it: a
+ * fiber in the scope renews the lease, a lost lease interrupts the work it guarded, and release happens in a guaranteed
+ * order on success, failure and interruption alike.
+ *
+ * **When to use**
+ *
+ * Use `withLock` around an effect that must run in one place at a time. Use `acquire` when the lock must span several
+ * effects of one scope, and guard them with `lease.protect`.
+ *
+ * **Gotchas**
+ *
+ * A lock on leases is exact only while clocks run at about the same rate and the store keeps its promises. A process that
+ * stops right after a check can still write late: send `lease.token` along and let the resource refuse smaller ones.
+ *
+ * **Example** (One at a time)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Layer } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * let balance = 100
+ * const withdraw = (amount: number) =>
+ *   Effect.gen(function*() {
+ *     const before = balance
+ *     yield* Effect.yieldNow
+ *     balance = before - amount
+ *   }).pipe(Lock.withLock("account:7", { ttl: "30 seconds", waitTimeout: "5 seconds" }))
+ *
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * await Effect.all([withdraw(10), withdraw(20)], { concurrency: "unbounded" }).pipe(
+ *   Effect.provide(LockLive),
+ *   Effect.runPromise
+ * )
+ * balance // => 70
+ * ```
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as DateTime from "effect/DateTime"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { dual } from "effect/Function"
+import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
+import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
+import * as Scope from "effect/Scope"
+import * as Tracer from "effect/Tracer"
+import * as holdings from "./internal/holding.ts"
+import * as regions from "./internal/region.ts"
+import type { Lease } from "./Lease.ts"
+import {
+  LockClosed,
+  LockDeadlock,
+  type LockError,
+  type LockInvalid,
+  type LockLost,
+  type LockStoreError,
+  type LockTimeout
+} from "./LockError.ts"
+import * as LockMetrics from "./LockMetrics.ts"
+import * as LockOptions from "./LockOptions.ts"
+import { type KeyState, LockStore } from "./LockStore.ts"
+
+/**
+ * What an attempt that does not wait can fail with.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type TryError = Exclude<LockError, LockTimeout | LockDeadlock>
+
+/**
+ * The locks of an application: one client of one store.
+ *
+ * **When to use**
+ *
+ * Provide it once with `layer`. The functions of this module use the service in the environment; call its methods when
+ * you have it at hand.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class Lock extends Context.Service<Lock, {
+  readonly acquire: (
+    key: string,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Lease, LockError, Scope.Scope>
+  readonly tryAcquire: (
+    key: string,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Option.Option<Lease>, TryError, Scope.Scope>
+  readonly withLock: <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<A, E | LockError, R>
+  readonly withLockIfAvailable: <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Option.Option<A>, E | TryError, R>
+  readonly inspect: (key: string) => Effect.Effect<KeyState, LockStoreError | LockInvalid>
+}>()("@effect-lock/core/Lock") {}
+
+/**
+ * Runs an effect while holding a key: acquires, runs, releases.
+ *
+ * **Details**
+ *
+ * The order is guaranteed. The effect ends or is interrupted, its finalizers run, renewal is stopped and awaited, the
+ * release is sent (bounded by `releaseTimeout`), and the effect's own exit is returned unchanged: a failed release is
+ * logged and counted. If the lease is lost, the effect is interrupted and the whole fails with `LockLost`.
+ *
+ * Inside the effect, asking for the same key again, in this or any forked fiber, shares this lease; those who do so at
+ * the same time take turns. What is still nested when the effect ends is interrupted with `LockLost`. Options of a nested
+ * call other than `waitTimeout` have no effect.
+ *
+ * **Gotchas**
+ *
+ * An uninterruptible part of the effect runs to its end even when the lease is lost; its result is then discarded.
+ * Resources in an outer scope outlive the lock: open them inside the effect.
+ *
+ * **Example** (Bounding the wait)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Layer } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const report = Effect.succeed("done").pipe(
+ *   Lock.withLock("report", { waitTimeout: "5 seconds" }),
+ *   Effect.catchTag("LockTimeout", (error) => Effect.succeed(`busy: ${error.holders.length} holder`))
+ * )
+ * await Effect.runPromise(Effect.provide(report, Lock.layer().pipe(Layer.provide(LockStore.layerMemory)))) // => "done"
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const withLock: {
+  (
+    key: string,
+    options?: LockOptions.LockOptions
+  ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | LockError, R | Lock>
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    options?: LockOptions.LockOptions
+  ): Effect.Effect<A, E | LockError, R | Lock>
+} = dual(
+  (args) => Effect.isEffect(args[0]),
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    options?: LockOptions.LockOptions
+  ): Effect.Effect<A, E | LockError, R | Lock> => Lock.use((lock) => lock.withLock(effect, key, options))
+)
+
+/**
+ * Runs an effect if the key is free right now: `Some` of its result, or `None` when somebody holds the key or waits for
+ * it.
+ *
+ * **Example** (Skip when busy)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Layer, Option } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const refresh = Effect.succeed("refreshed").pipe(Lock.withLockIfAvailable("cache"))
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * await Effect.runPromise(Effect.provide(refresh, LockLive)) // => Option.some("refreshed")
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const withLockIfAvailable: {
+  (
+    key: string,
+    options?: LockOptions.LockOptions
+  ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<Option.Option<A>, E | TryError, R | Lock>
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    options?: LockOptions.LockOptions
+  ): Effect.Effect<Option.Option<A>, E | TryError, R | Lock>
+} = dual(
+  (args) => Effect.isEffect(args[0]),
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    options?: LockOptions.LockOptions
+  ): Effect.Effect<Option.Option<A>, E | TryError, R | Lock> =>
+    Lock.use((lock) => lock.withLockIfAvailable(effect, key, options))
+)
+
+/**
+ * Acquires a key for as long as the scope is open.
+ *
+ * **When to use**
+ *
+ * Use when a lock must compose with other resources of a scope: what was opened after it is closed before its release.
+ *
+ * **Gotchas**
+ *
+ * Nothing is interrupted when the lease is lost unless it runs under `lease.protect` or races `lease.lost`. Asking again
+ * for the key in the same fiber, or into the same scope, fails with `LockDeadlock`. Bound the wait with `waitTimeout`
+ * rather than `Effect.timeout`, which cannot tell what it waited for.
+ *
+ * **Example** (A lease beside other resources)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Layer } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const program = Effect.scoped(Effect.gen(function*() {
+ *   const lease = yield* Lock.acquire("report")
+ *   return yield* lease.protect(Effect.succeed(`written with token ${lease.token > 0}`))
+ * }))
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * await Effect.runPromise(Effect.provide(program, LockLive)) // => "written with token true"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const acquire = (
+  key: string,
+  options?: LockOptions.LockOptions
+): Effect.Effect<Lease, LockError, Lock | Scope.Scope> => Lock.use((lock) => lock.acquire(key, options))
+
+/**
+ * Acquires a key if it is free right now: `None` when somebody holds it or waits for it.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const tryAcquire = (
+  key: string,
+  options?: LockOptions.LockOptions
+): Effect.Effect<Option.Option<Lease>, TryError, Lock | Scope.Scope> =>
+  Lock.use((lock) => lock.tryAcquire(key, options))
+
+/**
+ * Who holds a key and who waits for it, in the order in which they will be granted.
+ *
+ * **Gotchas**
+ *
+ * The answer is old when you read it: decide nothing by it that a lock should decide.
+ *
+ * @category getters
+ * @since 0.1.0
+ */
+export const inspect = (key: string): Effect.Effect<KeyState, LockStoreError | LockInvalid, Lock> =>
+  Lock.use((lock) => lock.inspect(key))
+
+/**
+ * The locks of an application on the `LockStore` in the environment.
+ *
+ * **Details**
+ *
+ * `defaults` apply to every call that does not say otherwise; invalid ones fail the layer with `LockInvalid`. When the
+ * layer closes, nothing is acquired any more, waiters fail with `LockClosed`, guarded work is interrupted with
+ * `LockLost`, and every lease is released, all within `releaseTimeout`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (defaults?: LockOptions.LockOptions): Layer.Layer<Lock, LockInvalid, LockStore> =>
+  Layer.effect(Lock, make(defaults))
+
+/**
+ * `layer` with its defaults read from configuration.
+ *
+ * **Example** (From the environment)
+ *
+ * ```ts import.meta.vitest
+ * import { Config } from "effect"
+ * import { Lock } from "@effect-lock/core"
+ *
+ * const LockLive = Lock.layerConfig({
+ *   ttl: Config.Duration("LOCK_TTL").pipe(Config.withDefault("30 seconds")),
+ *   waitTimeout: Config.Duration("LOCK_WAIT_TIMEOUT").pipe(Config.withDefault("1 minute"))
+ * })
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  defaults: Config.Wrap<LockOptions.LockOptions>
+): Layer.Layer<Lock, LockInvalid | Config.ConfigError, LockStore> =>
+  Layer.effect(Lock, Effect.flatMap(Config.unwrap(defaults), make))
+
+interface Entered {
+  readonly holding: holdings.Holding
+  /** The region whose lease is shared, when nested. */
+  readonly parent: regions.Region | undefined
+}
+
+type EnterError = Exclude<LockError, LockInvalid>
+
+/** What `acquire` remembers of an open lease, to tell who would wait for himself. */
+interface ScopedHold {
+  readonly asker: regions.Asker
+  readonly scope: Scope.Scope
+  readonly token: number
+}
+
+const make = Effect.fnUntraced(function*(
+  defaults?: LockOptions.LockOptions
+): Effect.fn.Return<Lock["Service"], LockInvalid, LockStore | Scope.Scope> {
+  const store = yield* LockStore
+  const base = yield* LockOptions.resolve(defaults)
+  const client: holdings.Client = {
+    id: yield* randomId,
+    store,
+    holdings: new Set(),
+    scope: yield* Scope.Scope,
+    sequence: 0,
+    floor: 0
+  }
+  let closed = false
+  yield* Effect.addFinalizer(() => {
+    closed = true
+    return closeAll(client, base.releaseTimeout)
+  })
+  const scopedHolds = new Map<string, Set<ScopedHold>>()
+  const regionId = (key: string) => `${client.id}/${key}`
+
+  /** Finds everything that is wrong before anything is sent. */
+  const prepare = (
+    key: string,
+    options: LockOptions.LockOptions | undefined
+  ): Effect.Effect<LockOptions.Resolved, LockInvalid | LockClosed> => {
+    const invalid = LockOptions.checkKey(key)
+    if (invalid !== undefined) return Effect.fail(invalid)
+    return closed ? Effect.fail(new LockClosed({ key })) : LockOptions.resolve(options, base)
+  }
+
+  const findDeadlock = (key: string, asker: regions.Asker, scope: Scope.Scope): LockDeadlock | undefined => {
+    for (const hold of scopedHolds.get(key) ?? []) {
+      if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) return new LockDeadlock({ key, token: hold.token })
+    }
+    return undefined
+  }
+
+  /**
+   * Gets a lease into `scope`: a turn in the region this fiber is inside of, or a grant of the store. `claimedBy` is the
+   * scope the caller asked with.
+   */
+  const enter = (
+    key: string,
+    options: LockOptions.Resolved,
+    asker: regions.Asker,
+    surroundings: regions.Surroundings,
+    scope: Scope.Scope,
+    claim: { readonly wait: boolean; readonly isBody: boolean; readonly scope: Scope.Scope }
+  ): Effect.Effect<Entered, EnterError> =>
+    Effect.suspend((): Effect.Effect<Entered, EnterError> => {
+      const parent = regions.find(surroundings, regionId(key))
+      if (parent !== undefined) {
+        const turn = new regions.Turn(asker, claim.isBody)
+        return Scope.addFinalizer(scope, Effect.sync(() => regions.endTurn(parent, turn))).pipe(
+          Effect.andThen(regions.takeTurn(parent, turn, claim.wait ? options.waitTimeout : 0)),
+          Effect.flatMap((taken) =>
+            taken
+              ? Effect.succeed({ holding: parent.holding, parent })
+              : enter(key, options, asker, surroundings, scope, claim)
+          )
+        )
+      }
+      const deadlock = findDeadlock(key, asker, claim.scope)
+      if (deadlock !== undefined) return Effect.fail(deadlock)
+      return Clock.clockWith((clock) => {
+        const holding = new holdings.Holding(client, key, options, clock)
+        return Effect.as(traceAcquire(holding, holdings.open(holding, scope, claim.wait)), { holding, parent: undefined })
+      })
+    })
+
+  const runInside = <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    { holding, parent }: Entered,
+    asker: regions.Asker,
+    surroundings: regions.Surroundings
+  ): Effect.Effect<A, E | LockLost, R> =>
+    regions.run(
+      regionId(key),
+      new regions.Region(holding, parent),
+      asker,
+      surroundings,
+      parent === undefined ? traceHold(holding, effect) : Effect.raceFirst(Deferred.await(parent.over), effect)
+    )
+
+  const withLock: Lock["Service"]["withLock"] = (effect, key, options) =>
+    Effect.flatMap(prepare(key, options), (resolved) =>
+      Effect.withFiber((fiber) => {
+        const surroundings = fiber.getRef(regions.CurrentSurroundings)
+        const asker = regions.askerOf(surroundings, fiber.id)
+        return Effect.scopedWith((scope) =>
+          Effect.flatMap(
+            enter(key, resolved, asker, surroundings, scope, { wait: true, isBody: true, scope }),
+            (entered) => runInside(effect, key, entered, asker, surroundings)
+          )
+        )
+      }))
+
+  const withLockIfAvailable: Lock["Service"]["withLockIfAvailable"] = (effect, key, options) =>
+    Effect.flatMap(prepare(key, options), (resolved) =>
+      Effect.withFiber((fiber) => {
+        const surroundings = fiber.getRef(regions.CurrentSurroundings)
+        const asker = regions.askerOf(surroundings, fiber.id)
+        return Effect.scopedWith((scope) =>
+          Effect.flatMap(
+            ifAvailable(enter(key, resolved, asker, surroundings, scope, { wait: false, isBody: true, scope })),
+            (entered) =>
+              Option.isNone(entered)
+                ? Effect.succeedNone
+                : Effect.asSome(runInside(effect, key, entered.value, asker, surroundings))
+          )
+        )
+      }))
+
+  /** A scope of its own ends with a failed or interrupted acquisition at once, however long the caller's lives. */
+  const enterScoped = (
+    key: string,
+    options: LockOptions.Resolved,
+    wait: boolean
+  ): Effect.Effect<Lease, EnterError, Scope.Scope> =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.withFiber<Lease, EnterError, Scope.Scope>((fiber) =>
+        Effect.flatMap(Scope.Scope, (scope) => {
+          const surroundings = fiber.getRef(regions.CurrentSurroundings)
+          const asker = regions.askerOf(surroundings, fiber.id)
+          const child = Scope.forkUnsafe(scope)
+          return restore(enter(key, options, asker, surroundings, child, { wait, isBody: false, scope })).pipe(
+            Effect.tap(({ holding, parent }) =>
+              parent === undefined ? remember(key, { asker, scope, token: holding.token }, child) : Effect.void
+            ),
+            Effect.map(({ holding, parent }) => makeLease(holding, parent)),
+            Effect.onError((cause) => Scope.close(child, Exit.failCause(cause)))
+          )
+        })
+      )
+    )
+
+  const remember = (key: string, hold: ScopedHold, scope: Scope.Scope): Effect.Effect<void> => {
+    const holds = scopedHolds.get(key) ?? new Set()
+    scopedHolds.set(key, holds.add(hold))
+    return Scope.addFinalizer(
+      scope,
+      Effect.sync(() => {
+        holds.delete(hold)
+        if (holds.size === 0 && scopedHolds.get(key) === holds) scopedHolds.delete(key)
+      })
+    )
+  }
+
+  return Lock.of({
+    acquire: (key, options) => Effect.flatMap(prepare(key, options), (resolved) => enterScoped(key, resolved, true)),
+    tryAcquire: (key, options) =>
+      Effect.flatMap(prepare(key, options), (resolved) => ifAvailable(enterScoped(key, resolved, false))),
+    withLock,
+    withLockIfAvailable,
+    inspect: (key) => {
+      const invalid = LockOptions.checkKey(key)
+      return invalid === undefined ? store.inspect(key) : Effect.fail(invalid)
+    }
+  })
+})
+
+// 128 random bits; not from Effect's `Random`, which two processes may have given the same seed.
+const randomId = Effect.sync(() => {
+  const { crypto } = globalThis as unknown as { readonly crypto: { readonly randomUUID: () => string } }
+  return crypto.randomUUID().replaceAll("-", "")
+})
+
+const ifAvailable = <A, R>(effect: Effect.Effect<A, EnterError, R>): Effect.Effect<Option.Option<A>, Exclude<EnterError, LockTimeout | LockDeadlock>, R> =>
+  Effect.asSome(effect).pipe(
+    Effect.catchTag(["LockTimeout", "LockDeadlock"], () => Effect.succeedNone)
+  )
+
+const makeLease = (holding: holdings.Holding, parent: regions.Region | undefined): Lease => {
+  const over = parent === undefined
+    ? Deferred.await(holding.over)
+    : Effect.raceFirst(Deferred.await(holding.over), Deferred.await(parent.over))
+  const loss = () => holding.check() ?? (parent?.open === false ? regions.ended(parent) : undefined)
+  const check = Effect.suspend(() => {
+    const lost = loss()
+    return lost === undefined ? Effect.void : Effect.fail(lost)
+  })
+  return {
+    key: holding.key,
+    holderId: holding.holderId,
+    token: holding.token,
+    deadline: Clock.clockWith((clock) =>
+      Effect.sync(() => DateTime.makeUnsafe(clock.currentTimeMillisUnsafe() + holding.timeLeft()))
+    ),
+    isValid: Effect.sync(() => loss() === undefined),
+    lost: over,
+    protect: (effect) => Effect.andThen(check, Effect.raceFirst(over, effect)),
+    check,
+    extend: (ttl) => Effect.flatMap(LockOptions.resolveTtl(ttl), (millis) => Effect.andThen(check, holdings.extend(holding, millis)))
+  }
+}
+
+/** Ends every lock of a closing layer: waiters and guarded work end by themselves, the rest is released for them. */
+const closeAll = (client: holdings.Client, timeout: number): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const open = Array.from(client.holdings)
+    for (const holding of open) {
+      holding.ended = Deferred.makeUnsafe()
+      holding.lose("Closed")
+    }
+    return Effect.forEach(open, (holding) => Deferred.await(holding.ended!), { concurrency: "unbounded", discard: true })
+      .pipe(
+        Effect.timeoutOption(timeout),
+        Effect.andThen(Effect.suspend(() =>
+          Effect.forEach(Array.from(client.holdings), holdings.end, { concurrency: "unbounded", discard: true })
+        ))
+      )
+  })
+
+/** The span of waiting for a lock names who was in the way. */
+const traceAcquire = <E>(holding: holdings.Holding, acquiring: Effect.Effect<unknown, E>): Effect.Effect<void, E> =>
+  Effect.useSpan("Lock.acquire", { attributes: attributes(holding) }, (span) =>
+    Effect.onExit(Effect.provideService(acquiring, Tracer.ParentSpan, span), (exit) => {
+      const outcome = outcomeOf(exit)
+      const waited = holding.waitedFor()
+      span.attribute("lock.outcome", outcome)
+      span.attribute("lock.wait_ms", waited)
+      if (holding.token > 0) span.attribute("lock.token", holding.token)
+      if (holding.blockedBy !== undefined) span.attribute("lock.blocked_by", holding.blockedBy)
+      return Effect.andThen(
+        Metric.update(Metric.withAttributes(LockMetrics.acquisitions, { outcome }), 1),
+        Metric.update(LockMetrics.wait, waited)
+      )
+    }))
+
+const traceHold = <A, E, R>(holding: holdings.Holding, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.useSpan(
+    "Lock.hold",
+    { attributes: { ...attributes(holding), "lock.token": holding.token } },
+    (span) => Effect.provideService(effect, Tracer.ParentSpan, span)
+  ) as Effect.Effect<A, E, R>
+
+const attributes = (holding: holdings.Holding) => ({
+  "lock.key": holding.key,
+  "lock.store": holding.client.store.name,
+  "lock.holder_id": holding.holderId
+})
+
+const outcomeOf = (exit: Exit.Exit<unknown, unknown>): string => {
+  if (Exit.isSuccess(exit)) return "granted"
+  const failure = Exit.findErrorOption(exit)
+  return Option.isSome(failure) && Predicate.hasProperty(failure.value, "_tag") ? String(failure.value._tag) : "interrupted"
+}

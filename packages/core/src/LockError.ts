@@ -1,0 +1,225 @@
+/**
+ * The ways a lock operation can fail. Each error names the limit that was hit, its value, and what the store knew, so
+ * that "waited too long for another holder", "the store did not answer" and "the lease was lost" never look alike.
+ *
+ * @since 0.1.0
+ */
+import * as Schema from "effect/Schema"
+
+/**
+ * Who holds a key, as the store knew it when it answered.
+ *
+ * **Details**
+ *
+ * `heldFor` and `timeLeft` are milliseconds on the store's clock; `metadata` is what the holder said of itself with the
+ * `holder` option.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const HolderInfo = Schema.Struct({
+  holderId: Schema.String,
+  token: Schema.Number,
+  permits: Schema.Number,
+  heldFor: Schema.Number,
+  timeLeft: Schema.Number,
+  metadata: Schema.Record(Schema.String, Schema.String)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type HolderInfo = typeof HolderInfo.Type
+
+/**
+ * The wait for a key ended before the key was granted: another holder kept it for longer than `waitTimeout`.
+ *
+ * **Details**
+ *
+ * `holders` are those in the way at that moment, `position` the place in the queue (0 is next, -1 is not queued) and
+ * `queueLength` how many waited, this caller included. The queue entry is already gone when you see this error.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class LockTimeout extends Schema.TaggedError<LockTimeout>()("LockTimeout", {
+  key: Schema.String,
+  waitTimeout: Schema.Number,
+  holders: Schema.Array(HolderInfo),
+  position: Schema.Number,
+  queueLength: Schema.Number
+}) {
+  override get message(): string {
+    const holder = this.holders[0]
+    const inTheWay = holder === undefined
+      ? "no holder known"
+      : `held by ${describeHolder(holder)} for ${Math.round(holder.heldFor)} ms, ${
+        Math.round(holder.timeLeft)
+      } ms of its lease left`
+    const queue = this.position >= 0 ? `, position ${this.position} of ${this.queueLength} in the queue` : ""
+    return `Lock "${this.key}" not granted within waitTimeout of ${this.waitTimeout} ms: ${inTheWay}${queue}`
+  }
+}
+
+/**
+ * The store could not do what was asked.
+ *
+ * **Details**
+ *
+ * - `Timeout`: no answer within the store's own command time-out (`limit`, milliseconds). The command may have run.
+ * - `Unavailable`: the store could not be reached, or the connection broke. The command may have run.
+ * - `Refused`: the store answered with an error (permission, read-only, out of memory, wrong type).
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class LockStoreError
+  extends Schema.TaggedError<LockStoreError>()("LockStoreError", {
+    store: Schema.String,
+    operation: Schema.String,
+    reason: Schema.Literals(["Timeout", "Unavailable", "Refused"]),
+    limit: Schema.optional(Schema.Number),
+    detail: Schema.optional(Schema.String),
+    cause: Schema.optional(Schema.Defect())
+  })
+{
+  override get message(): string {
+    const detail = this.detail === undefined ? "" : `: ${this.detail}`
+    switch (this.reason) {
+      case "Timeout":
+        return `The ${this.store} store did not answer "${this.operation}" within commandTimeout of ${this.limit} ms${detail}`
+      case "Unavailable":
+        return `The ${this.store} store is unreachable for "${this.operation}"${detail}`
+      case "Refused":
+        return `The ${this.store} store refused "${this.operation}"${detail}`
+    }
+  }
+}
+
+/**
+ * Why a lease was lost.
+ *
+ * **Details**
+ *
+ * - `Expired`: the local deadline passed without a confirmed renewal.
+ * - `NotHeld`: the store says this lease is not there: deleted, expired or taken over.
+ * - `MaxHold`: held for longer than `maxHold`.
+ * - `Released`: used after its scope closed, or a nested body outlived the region it was nested in.
+ * - `Closed`: the `Lock` layer is closing.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const LossReason = Schema.Literals(["Expired", "NotHeld", "MaxHold", "Released", "Closed"])
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type LossReason = typeof LossReason.Type
+
+/**
+ * The lease is gone, so the work it guarded was interrupted.
+ *
+ * **Gotchas**
+ *
+ * The store may have let somebody else in at any time after the deadline. What the interrupted work did before is not
+ * undone; only a resource that checks `token` refuses a late write.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class LockLost extends Schema.TaggedError<LockLost>()("LockLost", {
+  key: Schema.String,
+  holderId: Schema.String,
+  token: Schema.Number,
+  reason: LossReason,
+  limit: Schema.optional(Schema.Number),
+  cause: Schema.optional(Schema.Defect())
+}) {
+  override get message(): string {
+    return `Lease on "${this.key}" (token ${this.token}) lost: ${describeLoss(this)}`
+  }
+}
+
+/**
+ * The same fiber, or the same scope, asked again for a key it holds through `Lock.acquire` in a scope that is still open:
+ * it would wait for itself.
+ *
+ * **When to use**
+ *
+ * Fix it by passing the lease on, by `Lock.withLock` (whose region may be nested), or by closing the first scope.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class LockDeadlock extends Schema.TaggedError<LockDeadlock>()("LockDeadlock", {
+  key: Schema.String,
+  token: Schema.Number
+}) {
+  override get message(): string {
+    return `Lock "${this.key}" is already held (token ${this.token}) by this fiber or scope through Lock.acquire; ` +
+      `waiting for it would never end. Use the lease at hand, nest inside Lock.withLock, or close its scope first`
+  }
+}
+
+/**
+ * The `Lock` layer is closing: nothing is acquired any more, and waiters are sent home.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class LockClosed extends Schema.TaggedError<LockClosed>()("LockClosed", {
+  key: Schema.String
+}) {
+  override get message(): string {
+    return `Lock "${this.key}" not acquired: the Lock layer is closing`
+  }
+}
+
+/**
+ * A key or an option is not usable. Nothing was sent to the store.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class LockInvalid extends Schema.TaggedError<LockInvalid>()("LockInvalid", {
+  input: Schema.String,
+  value: Schema.String,
+  fix: Schema.String
+}) {
+  override get message(): string {
+    return `Invalid ${this.input} ${this.value}: ${this.fix}`
+  }
+}
+
+/**
+ * Everything that acquiring and holding a lock can fail with.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type LockError = LockTimeout | LockStoreError | LockLost | LockDeadlock | LockClosed | LockInvalid
+
+const describeHolder = (holder: HolderInfo): string => {
+  const metadata = Object.entries(holder.metadata).map(([name, value]) => `${name} ${value}`).join(", ")
+  return `${holder.holderId}${metadata === "" ? "" : ` (${metadata})`}, token ${holder.token}`
+}
+
+const describeLoss = (error: LockLost): string => {
+  switch (error.reason) {
+    case "Expired": {
+      const cause = error.cause instanceof Error ? `; last answer: ${error.cause.message}` : ""
+      return `not renewed within its ttl of ${error.limit} ms${cause}`
+    }
+    case "NotHeld":
+      return "the store does not know it any more (deleted, expired or taken over)"
+    case "MaxHold":
+      return `held for maxHold of ${error.limit} ms`
+    case "Released":
+      return "used after its scope or region ended"
+    case "Closed":
+      return "the Lock layer is closing"
+  }
+}

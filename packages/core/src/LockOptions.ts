@@ -1,0 +1,180 @@
+/**
+ * The options of every lock, named once. Durations are `Duration.Input`: milliseconds as a number, or `"30 seconds"`.
+ *
+ * @since 0.1.0
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import { LockInvalid, type LockStoreError } from "./LockError.ts"
+
+/**
+ * How to wait for, keep and end a lock. Whatever is left out comes from the `Lock` layer, then from `defaults`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface LockOptions {
+  /**
+   * How long the lease lives in the store without renewal; so also how long a dead process blocks others. Renewed for as
+   * long as the scope is open. Default 30 seconds, at least 10 milliseconds.
+   */
+  readonly ttl?: Duration.Input | undefined
+  /**
+   * How long to wait for other holders before failing with `LockTimeout`. Zero asks once. Store commands have a time-out
+   * of their own, which this one does not cut short. Default infinite.
+   */
+  readonly waitTimeout?: Duration.Input | undefined
+  /** When to renew after the last confirmed renewal; less than `ttl`. Default a third of `ttl`. */
+  readonly renewEvery?: Duration.Input | undefined
+  /**
+   * When to try again after a renewal with an unknown outcome. Tries end with the lease's deadline at the latest.
+   * Default exponential from 50 milliseconds, jittered, at most 1 second.
+   */
+  readonly renewRetry?: Schedule.Schedule<unknown, LockStoreError> | undefined
+  /** How long the end of a lock may wait for the store to confirm the release. Default 5 seconds. */
+  readonly releaseTimeout?: Duration.Input | undefined
+  /** The longest a lease may be held, renewed or not: then it is lost with reason `MaxHold`. Default infinite. */
+  readonly maxHold?: Duration.Input | undefined
+  /**
+   * The shortest time for which the key stays taken, even when the work was quicker: the lease stays in the store until
+   * then, and nobody waits for it here. Default zero.
+   */
+  readonly minHold?: Duration.Input | undefined
+  /** What others are told of this holder, in `inspect` and in their errors: a label, a job id. Default nothing. */
+  readonly holder?: Readonly<Record<string, string>> | undefined
+}
+
+/**
+ * The options as used: every one present, durations in milliseconds.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Resolved {
+  readonly ttl: number
+  readonly waitTimeout: number
+  readonly renewEvery: number | undefined
+  readonly renewRetry: Schedule.Schedule<unknown, LockStoreError>
+  readonly releaseTimeout: number
+  readonly maxHold: number
+  readonly minHold: number
+  readonly holder: Readonly<Record<string, string>>
+}
+
+/**
+ * What holds where neither the call nor the layer says otherwise.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const defaults: Resolved = {
+  ttl: 30_000,
+  waitTimeout: Infinity,
+  renewEvery: undefined,
+  renewRetry: Schedule.min([Schedule.exponential(50), Schedule.spaced(1000)]).pipe(Schedule.jittered),
+  releaseTimeout: 5_000,
+  maxHold: Infinity,
+  minHold: 0,
+  holder: {}
+}
+
+/**
+ * Checks options and fills them up from `base`.
+ *
+ * **Details**
+ *
+ * Fails with `LockInvalid` naming the option, its value and the fix.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const resolve = (
+  options: LockOptions | undefined,
+  base: Resolved = defaults
+): Effect.Effect<Resolved, LockInvalid> => {
+  if (options === undefined) return Effect.succeed(base)
+  try {
+    const resolved: Resolved = {
+      ttl: duration("ttl", options.ttl, base.ttl, { min: 10, finite: true }),
+      waitTimeout: duration("waitTimeout", options.waitTimeout, base.waitTimeout, { min: 0 }),
+      // A default that was made for a longer ttl must not fail a call that shortens it.
+      renewEvery: options.renewEvery === undefined && options.ttl !== undefined
+        ? undefined
+        : duration("renewEvery", options.renewEvery, base.renewEvery, { min: 1, finite: true }),
+      renewRetry: options.renewRetry ?? base.renewRetry,
+      releaseTimeout: duration("releaseTimeout", options.releaseTimeout, base.releaseTimeout, { min: 1, finite: true }),
+      maxHold: duration("maxHold", options.maxHold, base.maxHold, { min: 1 }),
+      minHold: duration("minHold", options.minHold, base.minHold, { min: 0, finite: true }),
+      holder: options.holder ?? base.holder
+    }
+    if (resolved.renewEvery !== undefined && resolved.renewEvery >= resolved.ttl) {
+      throw invalid("renewEvery", options.renewEvery, `renew before the ttl of ${resolved.ttl} ms is over, by default at a third`)
+    }
+    if (resolved.minHold > resolved.maxHold) {
+      throw invalid("minHold", options.minHold, `must not exceed maxHold of ${resolved.maxHold} ms`)
+    }
+    checkMetadata(resolved.holder)
+    return Effect.succeed(resolved)
+  } catch (error) {
+    return error instanceof LockInvalid ? Effect.fail(error) : Effect.die(error)
+  }
+}
+
+/**
+ * Checks a ttl given to `lease.extend`.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const resolveTtl = (ttl: Duration.Input): Effect.Effect<number, LockInvalid> =>
+  Effect.map(resolve({ ttl }), (options) => options.ttl)
+
+/**
+ * Checks a key: a string of 1 to 1024 characters.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const checkKey = (key: string): LockInvalid | undefined => {
+  if (typeof key !== "string") return invalid("key", key, "a key is a string")
+  if (key.length === 0) return invalid("key", key, "a key has at least one character")
+  if (key.length > 1024) return invalid("key", `${key.slice(0, 40)}…`, "a key has at most 1024 characters; hash longer ones")
+  return undefined
+}
+
+const duration = <A extends number | undefined>(
+  option: string,
+  input: Duration.Input | undefined,
+  fallback: A,
+  bounds: { readonly min: number; readonly finite?: boolean }
+): number | A => {
+  if (input === undefined) return fallback
+  const millis = typeof input === "number" ? input : parse(option, input)
+  if (Number.isNaN(millis)) throw invalid(option, input, "NaN is not a duration")
+  if (millis < bounds.min) throw invalid(option, input, `must be at least ${bounds.min} ms`)
+  if (bounds.finite === true && millis > maxFinite) {
+    throw invalid(option, input, `must be finite, at most ${maxFinite} ms`)
+  }
+  return Math.ceil(millis)
+}
+
+// A store computes sums of times in integers below 2^53, and timers end at 2^31 milliseconds (24 days).
+const maxFinite = 2 ** 31 - 1
+
+const parse = (option: string, input: Exclude<Duration.Input, number>): number => {
+  try {
+    return Duration.toMillis(Duration.fromInputUnsafe(input))
+  } catch {
+    throw invalid(option, input, "write a duration such as 500, \"30 seconds\" or Duration.minutes(1)")
+  }
+}
+
+const checkMetadata = (holder: Readonly<Record<string, string>>): void => {
+  for (const [name, value] of Object.entries(holder)) {
+    if (typeof value !== "string") throw invalid(`holder.${name}`, value, "holder metadata are strings")
+  }
+}
+
+const invalid = (input: string, value: unknown, fix: string): LockInvalid =>
+  new LockInvalid({ input, value: typeof value === "string" ? JSON.stringify(value) : String(value), fix })

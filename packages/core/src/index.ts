@@ -1,0 +1,29 @@
+/**
+ * @since 0.1.0
+ */
+export * as Lease from "./Lease.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as Lock from "./Lock.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as LockError from "./LockError.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as LockMetrics from "./LockMetrics.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as LockOptions from "./LockOptions.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as LockStore from "./LockStore.ts"

@@ -1,0 +1,445 @@
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Metric from "effect/Metric"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import { LockClosed, LockLost, LockStoreError, LockTimeout, type LossReason } from "../LockError.ts"
+import * as LockMetrics from "../LockMetrics.ts"
+import type { Resolved } from "../LockOptions.ts"
+import type { Attempt, Grant, Held, Instant, LockStore, Signal, Standing } from "../LockStore.ts"
+import { elapsedUnsafe, nowUnsafe } from "./instant.ts"
+
+/**
+ * What all locks of one layer share.
+ *
+ * @internal
+ */
+export interface Client {
+  readonly id: string
+  readonly store: LockStore["Service"]
+  readonly holdings: Set<Holding>
+  /** Owns what outlives a lock's own scope: the background abandon of a lost lease. */
+  readonly scope: Scope.Scope
+  sequence: number
+  /** The highest token seen: every later grant's is greater. */
+  floor: number
+}
+
+/**
+ * One acquisition from before its first command until after its release: the state behind a lease.
+ *
+ * @internal
+ */
+export class Holding implements Held {
+  readonly client: Client
+  readonly key: string
+  readonly options: Resolved
+  readonly holderId: string
+  readonly clock: Clock.Clock
+  /** Fails when the lease is lost, or when a wait must end without one. */
+  readonly over: Deferred.Deferred<never, LockLost> = Deferred.makeUnsafe()
+  phase: "new" | "asked" | "held" | "ended" = "new"
+  token = 0
+  lostFor: LossReason | undefined = undefined
+  #loss: LockLost | undefined = undefined
+  ttl: number
+  readonly askedAt: Instant
+  grantedAt: Instant
+  /** Who held the key when this one had to queue. */
+  blockedBy: string | undefined = undefined
+  /** The last confirmed command was sent here; the lease is surely valid for `validFor` after it (G3). */
+  confirmedAt: Instant
+  validFor = 0
+  /** When the last confirmed renewal was sent, and how long after it the next one is due. */
+  renewedAt: Instant
+  renewEvery = 0
+  /** The last answer that left the outcome of a renewal unknown. */
+  unconfirmed: LockStoreError | undefined = undefined
+  ended: Deferred.Deferred<void> | undefined = undefined
+
+  constructor(client: Client, key: string, options: Resolved, clock: Clock.Clock) {
+    this.client = client
+    this.key = key
+    this.options = options
+    this.holderId = `${client.id}-${(client.sequence++).toString(36)}`
+    this.clock = clock
+    this.ttl = options.ttl
+    this.askedAt = this.confirmedAt = this.renewedAt = this.grantedAt = nowUnsafe(clock)
+  }
+
+  get metadata(): Readonly<Record<string, string>> {
+    return { ...this.client.store.identity, ...this.options.holder }
+  }
+
+  timeLeft(): number {
+    return this.validFor - elapsedUnsafe(this.confirmedAt, this.clock)
+  }
+
+  waitedFor(): number {
+    return this.phase === "held"
+      ? Math.max(0, this.grantedAt.monotonic - this.askedAt.monotonic)
+      : elapsedUnsafe(this.askedAt, this.clock)
+  }
+
+  heldFor(): number {
+    return elapsedUnsafe(this.grantedAt, this.clock)
+  }
+
+  /** Takes the later deadline: replies may overtake each other, and no renewal shortens a lease. */
+  confirm(sentAt: Instant, ttl: number): void {
+    const validFor = ttl * (1 - this.client.store.driftFactor)
+    if (sentAt.monotonic + validFor >= this.confirmedAt.monotonic + this.validFor) {
+      this.confirmedAt = sentAt
+      this.validFor = validFor
+    }
+    this.renewedAt = sentAt
+    // A pushed grant may live for less than the ttl asked for: its first renewal is due sooner.
+    this.renewEvery = this.options.renewEvery !== undefined && ttl >= this.options.ttl ? this.options.renewEvery : ttl / 3
+    this.unconfirmed = undefined
+  }
+
+  grant(grant: Grant): void {
+    this.phase = "held"
+    this.token = grant.token
+    this.client.floor = Math.max(this.client.floor, grant.token)
+    this.grantedAt = nowUnsafe(this.clock)
+    this.confirm(grant.sentAt, grant.ttl)
+  }
+
+  /** The loss to report, found out at this very moment if need be: every check is a reading of the clocks. */
+  check(): LockLost | undefined {
+    if (this.lostFor === undefined && this.phase === "held" && this.timeLeft() <= 0) this.lose("Expired")
+    return this.loss
+  }
+
+  lose(reason: LossReason): void {
+    if (this.lostFor !== undefined) return
+    this.lostFor = reason
+    Deferred.doneUnsafe(this.over, Effect.suspend(() => Effect.fail(this.loss!)))
+  }
+
+  /** Made when somebody asks: most leases end without anyone who does, and an error costs more than a lock. */
+  get loss(): LockLost | undefined {
+    if (this.lostFor !== undefined && this.#loss === undefined) {
+      const reason = this.lostFor
+      const limit = reason === "Expired" ? this.ttl : reason === "MaxHold" ? this.options.maxHold : undefined
+      this.#loss = new LockLost({
+        key: this.key,
+        holderId: this.holderId,
+        token: this.token,
+        reason,
+        ...(limit === undefined ? undefined : { limit }),
+        ...(this.unconfirmed === undefined ? undefined : { cause: this.unconfirmed })
+      })
+    }
+    return this.#loss
+  }
+}
+
+/**
+ * Acquires into `scope`, in the order of G7: finalizer registered, command sent, interruptible wait, renewal forked.
+ *
+ * @internal
+ */
+export const open = (
+  holding: Holding,
+  scope: Scope.Scope,
+  wait: boolean
+): Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout> =>
+  Effect.suspend(() => {
+    holding.client.holdings.add(holding)
+    return Effect.andThen(
+      Scope.addFinalizer(scope, end(holding)),
+      Effect.flatMap(awaitGrant(holding, wait), (grant) => {
+        holding.grant(grant)
+        return Effect.forkIn(keep(holding), scope, { startImmediately: true })
+      })
+    )
+  })
+
+/**
+ * The work of a held lease: interrupted when the lease is lost, and the whole then fails with `LockLost` (G4).
+ *
+ * @internal
+ */
+export const protect = <A, E, R>(holding: Holding, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | LockLost, R> =>
+  Effect.suspend(() => {
+    const loss = holding.check()
+    return loss === undefined ? Effect.raceFirst(Deferred.await(holding.over), effect) : Effect.fail(loss)
+  })
+
+/** @internal */
+export const extend = (holding: Holding, ttl: number): Effect.Effect<void, LockLost | LockStoreError> =>
+  Effect.suspend(() => {
+    const loss = holding.check()
+    if (loss !== undefined) return Effect.fail(loss)
+    holding.ttl = ttl
+    return Effect.flatMap(renewOnce(holding), () => {
+      const loss = holding.check()
+      return loss === undefined ? Effect.void : Effect.fail(loss)
+    })
+  })
+
+const reportLoss = (holding: Holding): Effect.Effect<void> =>
+  holding.loss === undefined
+    ? Effect.void
+    : Effect.andThen(
+      Metric.update(Metric.withAttributes(LockMetrics.lost, { reason: holding.loss.reason }), 1),
+      annotate(holding, Effect.logWarning(holding.loss.message))
+    )
+
+const annotate = <A>(holding: Holding, effect: Effect.Effect<A>): Effect.Effect<A> =>
+  Effect.annotateLogs(effect, { module: "effect-lock", key: holding.key, holderId: holding.holderId })
+
+const awaitGrant = (
+  holding: Holding,
+  wait: boolean
+): Effect.Effect<Grant, LockClosed | LockLost | LockStoreError | LockTimeout> => {
+  const { clock, client: { store }, options } = holding
+  const timeLeft = () => options.waitTimeout - elapsedUnsafe(holding.askedAt, clock)
+
+  const giveUp = (standing: Standing) =>
+    Effect.fail(
+      new LockTimeout({ key: holding.key, waitTimeout: wait ? options.waitTimeout : 0, ...standing })
+    )
+
+  /** Leaving the queue and learning who was in the way is one command; the finalizer repeats it if it fails. */
+  const leave = (lastKnown: Standing) =>
+    store.abandon(holding.key, holding.holderId).pipe(
+      Effect.tap(() => Effect.sync(() => holding.phase = "new")),
+      Effect.catch(() => Effect.succeed(lastKnown)),
+      Effect.flatMap(giveUp)
+    )
+
+  const ask = Effect.suspend((): Effect.Effect<Attempt, LockClosed | LockStoreError> => {
+    if (holding.lostFor !== undefined) return stopped(holding)
+    holding.phase = "asked"
+    return store.attempt({
+      key: holding.key,
+      holderId: holding.holderId,
+      ttl: options.ttl,
+      permits: 1,
+      limit: 1,
+      wait: wait && options.waitTimeout > 0,
+      floor: holding.client.floor,
+      metadata: holding.metadata
+    })
+  })
+
+  const queued = (signal: Effect.Effect<Signal, LockStoreError>) => {
+    const signalled = Effect.raceFirst(
+      Effect.catch(Deferred.await(holding.over), () => stopped(holding)),
+      signal
+    )
+    const bounded = options.waitTimeout === Infinity
+      ? Effect.asSome(signalled)
+      : Effect.timeoutOption(signalled, Math.max(0, timeLeft()))
+    return counted(Effect.andThen(Metric.update(LockMetrics.contended, 1), bounded))
+  }
+
+  /** A grant that took longer to arrive than it lives must be confirmed before anybody relies on it. */
+  const ifFresh = Effect.fnUntraced(function*(grant: Grant) {
+    const isFresh = (sentAt: Instant, ttl: number) => elapsedUnsafe(sentAt, clock) < ttl * (1 - store.driftFactor)
+    if (isFresh(grant.sentAt, grant.ttl)) return Option.some(grant)
+    const sentAt = nowUnsafe(clock)
+    const held = { key: holding.key, holderId: holding.holderId, token: grant.token }
+    const answer = yield* store.renew(held, options.ttl)
+    return answer === "Done" && isFresh(sentAt, options.ttl)
+      ? Option.some<Grant>({ token: grant.token, ttl: options.ttl, sentAt })
+      : Option.none<Grant>()
+  })
+
+  return Effect.gen(function*() {
+    let standing: Standing = { holders: [], position: -1, queueLength: 0 }
+    while (true) {
+      const attempt = yield* ask
+      // The scope or the layer may have closed while the command was under way, and its abandon may have come too early.
+      if (holding.lostFor !== undefined) {
+        yield* abandon(holding)
+        return yield* stopped(holding)
+      }
+      if (attempt._tag === "Refused") {
+        holding.phase = "new"
+        return yield* giveUp(attempt.standing)
+      }
+      let grant: Grant | undefined
+      if (attempt._tag === "Granted") {
+        grant = attempt.grant
+      } else {
+        standing = attempt.standing
+        holding.blockedBy = standing.holders[0]?.holderId
+        const signal = yield* queued(attempt.signal)
+        if (Option.isNone(signal)) return yield* leave(standing)
+        if (signal.value._tag === "Granted") grant = signal.value.grant
+      }
+      if (grant !== undefined) {
+        const fresh = yield* ifFresh(grant)
+        if (Option.isSome(fresh)) return fresh.value
+        if (!wait) return yield* tooSlow(holding)
+      }
+      if (timeLeft() <= 0) return yield* leave(standing)
+    }
+  })
+}
+
+const counted = <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  Effect.acquireUseRelease(
+    Metric.modify(LockMetrics.waiting, 1),
+    () => effect,
+    () => Metric.modify(LockMetrics.waiting, -1)
+  )
+
+/** A wait that ends without a grant: the layer closed, or the scope it was meant for did. */
+const stopped = (holding: Holding): Effect.Effect<never, LockClosed> =>
+  holding.lostFor === "Closed" ? Effect.fail(new LockClosed({ key: holding.key })) : Effect.interrupt
+
+const tooSlow = (holding: Holding): Effect.Effect<never, LockStoreError> =>
+  Effect.fail(
+    new LockStoreError({
+      store: holding.client.store.name,
+      operation: "attempt",
+      reason: "Timeout",
+      limit: holding.options.ttl,
+      detail: `the grant of "${holding.key}" took longer to arrive than its ttl`
+    })
+  )
+
+/**
+ * Keeps the lease alive until it is lost: one fiber per lease, in the lease's scope. Time decides, never a reply: a renewal
+ * runs beside the timer that ends the lease (G3).
+ */
+const keep = (holding: Holding): Effect.Effect<void> =>
+  Effect.gen(function*() {
+    while (holding.check() === undefined) {
+      if (maxHoldLeft(holding) <= 0) {
+        holding.lose("MaxHold")
+        return
+      }
+      const untilRenewal = holding.renewEvery - elapsedUnsafe(holding.renewedAt, holding.clock)
+      if (untilRenewal > 0) {
+        yield* Effect.sleep(Math.min(untilRenewal, untilLoss(holding), suspensionCheck))
+        continue
+      }
+      // Without an answer by then it is interrupted when this fiber ends, which is after the loss was signalled.
+      const renewal = yield* Effect.forkChild(renewUntilKnown(holding), { startImmediately: true })
+      while (renewal.pollUnsafe() === undefined && untilLoss(holding) > 0) {
+        yield* Effect.timeoutOption(Fiber.await(renewal), Math.min(untilLoss(holding), suspensionCheck))
+      }
+    }
+  }).pipe(Effect.ensuring(Effect.suspend(() => reportLoss(holding))))
+
+const maxHoldLeft = (holding: Holding): number => holding.options.maxHold - holding.heldFor()
+
+const untilLoss = (holding: Holding): number => Math.min(holding.timeLeft(), maxHoldLeft(holding))
+
+/** Timers stand still while a machine is suspended, so no sleep is longer than this before the clocks are read again. */
+const suspensionCheck = 1000
+
+/** Unknown outcomes are tried again; the deadline ends the trying. */
+const renewUntilKnown = (holding: Holding): Effect.Effect<void> =>
+  renewOnce(holding).pipe(
+    Effect.retry(holding.options.renewRetry),
+    // Out of tries: the next regular renewal is another chance.
+    Effect.catch(() => Effect.sleep(Math.max(1, holding.renewEvery)))
+  )
+
+const renewOnce = (holding: Holding): Effect.Effect<void, LockStoreError> =>
+  Effect.suspend(() => {
+    const sentAt = nowUnsafe(holding.clock)
+    const ttl = holding.ttl
+    return holding.client.store.renew(holding, ttl).pipe(
+      Effect.flatMap((confirmation) => {
+        if (confirmation === "Done") {
+          holding.confirm(sentAt, ttl)
+          return countRenewal("done")
+        }
+        holding.lose("NotHeld")
+        return countRenewal("not_held")
+      }),
+      Effect.tapError((error) => {
+        holding.unconfirmed = error
+        return Effect.andThen(
+          countRenewal("failed"),
+          annotate(holding, Effect.logWarning(`Renewal not confirmed, ${Math.round(holding.timeLeft())} ms left`, error))
+        )
+      })
+    )
+  })
+
+const countRenewal = (outcome: "done" | "not_held" | "failed"): Effect.Effect<void> =>
+  Metric.update(Metric.withAttributes(LockMetrics.renewals, { outcome }), 1)
+
+/**
+ * The end of an acquisition, whatever became of it (G6). Runs in the scope's finalizer, after the renewal fiber has ended.
+ * Never fails and never lasts longer than `releaseTimeout`.
+ *
+ * @internal
+ */
+export const end = (holding: Holding): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const { lostFor, phase } = holding
+    holding.phase = "ended"
+    holding.client.holdings.delete(holding)
+    holding.lose("Released")
+    const finish = phase === "new" || phase === "ended"
+      ? Effect.void
+      : lostFor === undefined && phase === "held"
+      ? release(holding)
+      : lostFor === undefined || lostFor === "MaxHold" || lostFor === "Closed"
+      ? abandon(holding)
+      // The store is unreachable or says that nothing is there: what is left to tidy up must not delay the failure.
+      : Effect.asVoid(Effect.forkIn(abandon(holding), holding.client.scope))
+    return holding.ended === undefined
+      ? finish
+      : Effect.ensuring(finish, Effect.sync(() => Deferred.doneUnsafe(holding.ended!, Effect.void)))
+  })
+
+const release = (holding: Holding): Effect.Effect<void> => {
+  const heldFor = holding.heldFor()
+  return Effect.andThen(
+    Metric.update(LockMetrics.hold, heldFor),
+    unfailing(
+      holding,
+      "release",
+      holding.client.store.release(holding, Math.max(0, Math.ceil(holding.options.minHold - heldFor)))
+    )
+  )
+}
+
+const abandon = (holding: Holding): Effect.Effect<void> =>
+  unfailing(holding, "abandon", holding.client.store.abandon(holding.key, holding.holderId))
+
+const unfailing = (
+  holding: Holding,
+  operation: string,
+  effect: Effect.Effect<unknown, LockStoreError>
+): Effect.Effect<void> =>
+  effect.pipe(
+    Effect.retry({ schedule: retryRelease, while: (error) => error.reason !== "Refused" }),
+    Effect.timeoutOrElse({
+      duration: holding.options.releaseTimeout,
+      orElse: () =>
+        Effect.fail(
+          new LockStoreError({
+            store: holding.client.store.name,
+            operation,
+            reason: "Timeout",
+            limit: holding.options.releaseTimeout,
+            detail: `releaseTimeout is over; the store keeps "${holding.key}" until its ttl ends`
+          })
+        )
+    }),
+    Effect.catchCause((cause) =>
+      Effect.andThen(
+        Metric.update(LockMetrics.releaseFailures, 1),
+        annotate(holding, Effect.logWarning(`Could not ${operation} "${holding.key}"`, cause))
+      )
+    ),
+    Effect.asVoid
+  )
+
+const retryRelease = Schedule.min([Schedule.exponential(Duration.millis(20)), Schedule.spaced(Duration.millis(500))])

@@ -1,0 +1,204 @@
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { LockStoreError } from "../LockError.ts"
+import type { Attempt, Confirmation, Grant, Held, KeyState, LockStore, Request, Signal, Standing } from "../LockStore.ts"
+import { monotonicUnsafe, nowUnsafe } from "./instant.ts"
+
+/** @internal */
+export const make: Effect.Effect<LockStore["Service"]> = Clock.clockWith((clock) => Effect.sync(() => makeUnsafe(clock)))
+
+interface Holder {
+  readonly token: number
+  readonly permits: number
+  readonly since: number
+  readonly metadata: Readonly<Record<string, string>>
+  expiresAt: number
+}
+
+interface Waiter {
+  readonly request: Request
+  readonly since: number
+  readonly granted: Deferred.Deferred<Signal>
+}
+
+interface Key {
+  readonly name: string
+  readonly limit: number
+  readonly holders: Map<string, Holder>
+  /** Insertion order is queue order. */
+  readonly queue: Map<string, Waiter>
+}
+
+const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
+  const keys = new Map<string, Key>()
+  // One counter for all keys keeps every key's tokens growing without state for keys that nobody uses.
+  let lastToken = 0
+
+  const time = () => monotonicUnsafe(clock)
+
+  const grant = (key: Key, request: Request): Grant => {
+    const sentAt = nowUnsafe(clock)
+    lastToken = Math.max(lastToken + 1, request.floor + 1, Math.floor(sentAt.wall / 1000) * 2 ** 20)
+    key.holders.set(request.holderId, {
+      token: lastToken,
+      permits: request.permits,
+      since: sentAt.monotonic,
+      metadata: request.metadata,
+      expiresAt: sentAt.monotonic + request.ttl
+    })
+    return { token: lastToken, ttl: request.ttl, sentAt }
+  }
+
+  const free = (key: Key): number => {
+    let permits = key.limit
+    for (const holder of key.holders.values()) permits -= holder.permits
+    return permits
+  }
+
+  /** Drops expired holders, then grants to the head of the queue for as long as it fits: nobody passes the head. */
+  const pump = (key: Key): void => {
+    const now = time()
+    for (const [id, holder] of key.holders) {
+      if (holder.expiresAt <= now) key.holders.delete(id)
+    }
+    for (const [id, waiter] of key.queue) {
+      if (waiter.request.permits > free(key)) break
+      key.queue.delete(id)
+      Deferred.doneUnsafe(waiter.granted, Effect.succeed({ _tag: "Granted", grant: grant(key, waiter.request) }))
+    }
+    // A waiter may still look at a key that was dropped and made anew: only the current one is dropped.
+    if (key.holders.size === 0 && key.queue.size === 0 && keys.get(key.name) === key) keys.delete(key.name)
+  }
+
+  const find = (name: string): Key | undefined => {
+    const key = keys.get(name)
+    if (key !== undefined) pump(key)
+    return key
+  }
+
+  const holders = (key: Key): Standing["holders"] => {
+    const now = time()
+    return Array.from(key.holders, ([holderId, holder]) => ({
+      holderId,
+      token: holder.token,
+      permits: holder.permits,
+      heldFor: now - holder.since,
+      timeLeft: holder.expiresAt - now,
+      metadata: holder.metadata
+    }))
+  }
+
+  const standing = (key: Key | undefined, holderId: string): Standing =>
+    key === undefined
+      ? { holders: [], position: -1, queueLength: 0 }
+      : {
+        holders: holders(key),
+        position: Array.from(key.queue.keys()).indexOf(holderId),
+        queueLength: key.queue.size
+      }
+
+  const held = (lease: Held): readonly [Key, Holder] | undefined => {
+    const key = find(lease.key)
+    const holder = key?.holders.get(lease.holderId)
+    return key === undefined || holder?.token !== lease.token ? undefined : [key, holder]
+  }
+
+  /** Nothing but time ends a lease whose holder went away, so whoever waits looks again when one runs out. */
+  const awaitGrant = (key: Key, waiter: Waiter): Effect.Effect<Signal> =>
+    Effect.suspend(() => {
+      pump(key)
+      let next = Infinity
+      for (const holder of key.holders.values()) next = Math.min(next, holder.expiresAt)
+      return Deferred.await(waiter.granted).pipe(
+        Effect.timeoutOption(Math.max(1, Math.ceil(next - time()))),
+        Effect.flatMap(Option.match({ onNone: () => awaitGrant(key, waiter), onSome: Effect.succeed }))
+      )
+    })
+
+  const attempt = (request: Request): Effect.Effect<Attempt, LockStoreError> =>
+    Effect.suspend((): Effect.Effect<Attempt, LockStoreError> => {
+      let key = keys.get(request.key)
+      if (key !== undefined) pump(key)
+      if (key === undefined || !keys.has(request.key)) {
+        key = { name: request.key, limit: request.limit, holders: new Map(), queue: new Map() }
+      }
+      if (key.limit !== request.limit) {
+        return Effect.fail(
+          new LockStoreError({
+            store: "memory",
+            operation: "attempt",
+            reason: "Refused",
+            detail: `key "${request.key}" is in use with a limit of ${key.limit}, not ${request.limit}`
+          })
+        )
+      }
+      const mine = key.holders.get(request.holderId)
+      if (mine !== undefined) {
+        mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
+        const grant = { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) }
+        return Effect.succeed({ _tag: "Granted", grant })
+      }
+      let waiter = key.queue.get(request.holderId)
+      if (waiter === undefined) {
+        if (key.queue.size === 0 && request.permits <= free(key)) {
+          keys.set(request.key, key)
+          return Effect.succeed({ _tag: "Granted", grant: grant(key, request) })
+        }
+        if (!request.wait) {
+          return Effect.succeed({ _tag: "Refused", standing: standing(key, request.holderId) })
+        }
+        waiter = { request, since: time(), granted: Deferred.makeUnsafe() }
+        key.queue.set(request.holderId, waiter)
+        keys.set(request.key, key)
+      }
+      return Effect.succeed({
+        _tag: "Queued",
+        standing: standing(key, request.holderId),
+        signal: awaitGrant(key, waiter)
+      })
+    })
+
+  const renew = (lease: Held, ttl: number): Effect.Effect<Confirmation> =>
+    Effect.sync(() => {
+      const found = held(lease)
+      if (found === undefined) return "NotHeld"
+      found[1].expiresAt = Math.max(found[1].expiresAt, time() + ttl)
+      return "Done"
+    })
+
+  const release = (lease: Held, keepFor: number): Effect.Effect<Confirmation> =>
+    Effect.sync(() => {
+      const found = held(lease)
+      if (found === undefined) return "NotHeld"
+      const [key, holder] = found
+      holder.expiresAt = time() + keepFor
+      pump(key)
+      return "Done"
+    })
+
+  const abandon = (name: string, holderId: string): Effect.Effect<Standing> =>
+    Effect.sync(() => {
+      const key = find(name)
+      const before = standing(key, holderId)
+      if (key !== undefined && (key.queue.delete(holderId) || key.holders.delete(holderId))) pump(key)
+      return before
+    })
+
+  const inspect = (name: string): Effect.Effect<KeyState> =>
+    Effect.sync(() => {
+      const key = find(name)
+      if (key === undefined) return { key: name, holders: [], waiters: [] }
+      const now = time()
+      const waiters = Array.from(key.queue.values(), ({ request, since }) => ({
+        holderId: request.holderId,
+        permits: request.permits,
+        waitedFor: now - since,
+        metadata: request.metadata
+      }))
+      return { key: name, holders: holders(key), waiters }
+    })
+
+  return { name: "memory", driftFactor: 0, identity: {}, attempt, renew, release, abandon, inspect }
+}

@@ -1,0 +1,187 @@
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import { LockDeadlock, LockLost, LockTimeout } from "../LockError.ts"
+import { type Holding, protect } from "./holding.ts"
+
+/**
+ * The part of a program that runs under `withLock`. Asking for the same key inside it, in whatever fiber, shares its lease:
+ * those who do so take turns here instead of queueing in the store behind themselves.
+ *
+ * @internal
+ */
+export class Region {
+  readonly holding: Holding
+  readonly parent: Region | undefined
+  /** Fails for everything nested here once this region has ended. */
+  readonly over: Deferred.Deferred<never, LockLost> = Deferred.makeUnsafe()
+  /** Who nests, in order: the first has its turn. */
+  readonly turns: Array<Turn> = []
+  open = true
+
+  constructor(holding: Holding, parent: Region | undefined) {
+    this.holding = holding
+    this.parent = parent
+  }
+}
+
+/** @internal */
+export class Turn {
+  readonly asker: Asker
+  /** A region that ends waits for nested bodies, but not for leases acquired into scopes that may be wider than it. */
+  readonly isBody: boolean
+  /** True: it is this one's turn. False: the region ended first. */
+  readonly called: Deferred.Deferred<boolean> = Deferred.makeUnsafe()
+  readonly done: Deferred.Deferred<void> = Deferred.makeUnsafe()
+
+  constructor(asker: Asker, isBody: boolean) {
+    this.asker = asker
+    this.isBody = isBody
+  }
+}
+
+/**
+ * Who asks: a fiber, and those that wait for it because it runs the body of their `withLock`.
+ *
+ * @internal
+ */
+export interface Asker {
+  readonly fiberId: number
+  readonly awaitedBy: ReadonlySet<number>
+}
+
+/**
+ * What a fiber is inside of. `bodyOf` tells the body's own fiber from those forked in it, which merely inherit the context.
+ *
+ * @internal
+ */
+export interface Surroundings {
+  readonly regions: ReadonlyMap<string, Region>
+  readonly bodyOf: Asker
+}
+
+/** @internal */
+export const CurrentSurroundings = Context.Reference<Surroundings>("@effect-lock/core/internal/Surroundings", {
+  defaultValue: () => ({ regions: new Map(), bodyOf: { fiberId: -1, awaitedBy: new Set() } })
+})
+
+/**
+ * The innermost open region of a key. A fiber may have outlived the one it was forked in, and still be inside an outer one.
+ *
+ * @internal
+ */
+export const find = (surroundings: Surroundings, id: string): Region | undefined => {
+  let region = surroundings.regions.get(id)
+  while (region?.open === false) region = region.parent
+  return region
+}
+
+/** @internal */
+export const askerOf = (surroundings: Surroundings, fiberId: number): Asker =>
+  surroundings.bodyOf.fiberId === fiberId ? surroundings.bodyOf : { fiberId, awaitedBy: new Set() }
+
+/**
+ * Whether `holder` cannot go on before `asker` does.
+ *
+ * @internal
+ */
+export const waitsFor = (holder: Asker, asker: Asker): boolean =>
+  holder.fiberId === asker.fiberId || asker.awaitedBy.has(holder.fiberId)
+
+/**
+ * Runs the body of a lock in its region, which has ended and is empty before anything after it runs.
+ *
+ * @internal
+ */
+export const run = <A, E, R>(
+  id: string,
+  region: Region,
+  asker: Asker,
+  surroundings: Surroundings,
+  body: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | LockLost, R> => {
+  const regions = new Map(surroundings.regions).set(id, region)
+  const awaitedBy = new Set(asker.awaitedBy).add(asker.fiberId)
+  const inside = Effect.withFiber<A, E, R>((fiber) =>
+    Effect.provideService(body, CurrentSurroundings, { regions, bodyOf: { fiberId: fiber.id, awaitedBy } })
+  )
+  return Effect.onExit(protect(region.holding, inside), () => close(region))
+}
+
+/**
+ * Waits for a turn. False: the region ended first, so there is nothing to nest in any more.
+ *
+ * @internal
+ */
+export const takeTurn = (
+  region: Region,
+  turn: Turn,
+  waitTimeout: number
+): Effect.Effect<boolean, LockDeadlock | LockTimeout> =>
+  Effect.suspend((): Effect.Effect<boolean, LockDeadlock | LockTimeout> => {
+    if (!region.open) return Effect.succeed(false)
+    const first = region.turns[0]
+    if (first !== undefined && waitsFor(first.asker, turn.asker)) {
+      return Effect.fail(new LockDeadlock({ key: region.holding.key, token: region.holding.token }))
+    }
+    region.turns.push(turn)
+    if (first === undefined) return Effect.succeed(true)
+    return waitTimeout === Infinity
+      ? Deferred.await(turn.called)
+      : Effect.timeoutOrElse(Deferred.await(turn.called), {
+        duration: waitTimeout,
+        orElse: () => Effect.fail(timedOut(region, turn, waitTimeout))
+      })
+  })
+
+/**
+ * Gives a turn back, taken or still waited for, and calls the next one. Harmless when repeated.
+ *
+ * @internal
+ */
+export const endTurn = (region: Region, turn: Turn): void => {
+  const index = region.turns.indexOf(turn)
+  if (index === -1) return
+  region.turns.splice(index, 1)
+  if (index === 0 && region.turns.length > 0) Deferred.doneUnsafe(region.turns[0]!.called, Effect.succeed(true))
+  Deferred.doneUnsafe(turn.done, Effect.void)
+}
+
+/**
+ * What is told to those who outlive a region.
+ *
+ * @internal
+ */
+export const ended = ({ holding }: Region): LockLost =>
+  holding.loss ??
+    new LockLost({ key: holding.key, holderId: holding.holderId, token: holding.token, reason: "Released" })
+
+const close = (region: Region): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    region.open = false
+    Deferred.doneUnsafe(region.over, Effect.suspend(() => Effect.fail(ended(region))))
+    const [current, ...waiting] = region.turns
+    region.turns.length = 0
+    for (const turn of waiting) Deferred.doneUnsafe(turn.called, Effect.succeed(false))
+    if (current === undefined) return Effect.void
+    region.turns.push(current)
+    return current.isBody ? Deferred.await(current.done) : Effect.void
+  })
+
+const timedOut = (region: Region, turn: Turn, waitTimeout: number): LockTimeout => {
+  const { holding } = region
+  return new LockTimeout({
+    key: holding.key,
+    waitTimeout,
+    holders: [{
+      holderId: holding.holderId,
+      token: holding.token,
+      permits: 1,
+      heldFor: holding.heldFor(),
+      timeLeft: holding.timeLeft(),
+      metadata: holding.metadata
+    }],
+    position: region.turns.indexOf(turn) - 1,
+    queueLength: region.turns.length - 1
+  })
+}

@@ -1,0 +1,8 @@
+/**
+ * What it takes to test stores and applications against real servers, real faults and recorded histories.
+ *
+ * @since 0.1.0
+ */
+export * as FaultProxy from "./FaultProxy.ts"
+export * as LockHistory from "./LockHistory.ts"
+export * as RedisServer from "./RedisServer.ts"

@@ -1,0 +1,55 @@
+// Makes every fence tagged `import.meta.vitest`, in a source or Markdown file, a module of its own under .doctest: there
+// the compiler checks it as it would a user's file, and importing it is the test. `expression // => value` asserts.
+import * as fs from "node:fs"
+import * as path from "node:path"
+import type { Plugin } from "vitest/config"
+
+const root = path.dirname(import.meta.dirname)
+const out = path.join(root, ".doctest")
+const documents = ["README.md", "docs/**/*.md", "packages/*/README.md", "packages/*/src/**/*.ts"]
+
+const fence = /^([ \t]*(?:\* ?)?)```ts import\.meta\.vitest\n([\s\S]*?)^[ \t]*(?:\* ?)?```/gm
+const assertion = /^(?![ \t]*\/\/)(.+?);?[ \t]*\/\/ => (.+)$/gm
+
+const testHead = `import { addEqualityTesters } from "@effect/vitest"
+import { test } from "vitest"
+addEqualityTesters()
+`
+
+// Keeps every line where it is in the document, so that compiler and test errors name the right one.
+const moduleOf = (line: number, prefix: string, body: string) => {
+  const text = body.split("\n").map((text) => text.slice(prefix.length)).join("\n")
+  const head = "\n".repeat(line - 1) + `import { expect as $expect } from "vitest"\n`
+  return head + text.replace(assertion, "$$expect($1).toStrictEqual($2)") + "export {}\n"
+}
+
+export const generateDoctests = () => {
+  fs.rmSync(out, { recursive: true, force: true })
+  for (const file of fs.globSync(documents, { cwd: root })) {
+    const folder = path.join(out, file)
+    const document = fs.readFileSync(path.join(root, file), "utf8")
+    const tests: Array<string> = []
+    for (const { 1: prefix = "", 2: body = "", index } of document.matchAll(fence)) {
+      const line = document.slice(0, index).split("\n").length
+      fs.mkdirSync(folder, { recursive: true })
+      fs.writeFileSync(path.join(folder, `${line}.ts`), moduleOf(line, prefix, body))
+      tests.push(`test("${file}:${line}", () => import("./${line}.ts"))\n`)
+    }
+    if (tests.length > 0) fs.writeFileSync(path.join(folder, "doc.test.ts"), testHead + tests.join(""))
+  }
+}
+
+export const mapDoctestsToDocuments = (): Plugin => ({
+  name: "doctest",
+  enforce: "pre",
+  transform(code, id) {
+    const file = path.relative(out, path.dirname(id))
+    if (file.startsWith("..") || !/^\d+\.ts$/.test(path.basename(id))) return null
+    const source = path.join(root, file)
+    const content = fs.readFileSync(source, "utf8")
+    const mappings = "AAAA" + ";AACA".repeat(code.split("\n").length - 1)
+    return { code, map: { version: 3, sources: [source], sourcesContent: [content], names: [], mappings } }
+  }
+})
+
+if (import.meta.main) generateDoctests()
