@@ -1,0 +1,379 @@
+/**
+ * The lock store on Redis or Valkey, version 5 and up: leases, fencing tokens and the queue of waiters live on the server,
+ * changed by small scripts on the server's clock.
+ *
+ * **Details**
+ *
+ * An uncontended lock costs one script call to acquire and one to release. A waiter costs one more call to queue; the
+ * release before it grants to it in the same step and pushes the grant. All waiters of a client share one subscriber
+ * connection, and one heartbeat for each key.
+ *
+ * **Gotchas**
+ *
+ * A single server keeps its promises for as long as it keeps its memory and its clock does not jump. After a restart
+ * without persistence, or a failover that lost the last writes, two holders are possible until the older one's deadline:
+ * let the resource compare fencing tokens.
+ *
+ * @since 0.1.0
+ */
+import * as LockError from "@effect-lock/core/LockError"
+import * as LockStore from "@effect-lock/core/LockStore"
+import * as Clock from "effect/Clock"
+import * as Config from "effect/Config"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import type { Cluster, Redis, RedisOptions } from "ioredis"
+import * as Crypto from "node:crypto"
+import * as Os from "node:os"
+import * as scripts from "./internal/scripts.ts"
+import * as WaitingRoom from "./internal/waitingRoom.ts"
+import * as RedisClient from "./RedisClient.ts"
+
+/**
+ * How a store uses its server. Every option has a default.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StoreOptions {
+  /** What every key and channel begins with; a colon follows. No braces, not empty. Default `effect-lock`. */
+  readonly keyPrefix?: string | undefined
+  /** How long one command may take, connecting and queueing included. Default 2 seconds. */
+  readonly commandTimeout?: Duration.Input | undefined
+  /**
+   * How often a client with waiters shows for each key that it is alive. A dead waiter is passed over after three of
+   * these. At most 20 seconds. Default 2 seconds.
+   */
+  readonly heartbeat?: Duration.Input | undefined
+  /**
+   * Whether grants are pushed over a subscriber connection. Without, waiters ask every `pollInterval`. Default true.
+   */
+  readonly push?: boolean | undefined
+  /** How often a client asks for each key with waiters when `push` is off. Default 100 milliseconds. */
+  readonly pollInterval?: Duration.Input | undefined
+  /** How long waiters bear a server that does not answer before they fail. Default 30 seconds. */
+  readonly outageTolerance?: Duration.Input | undefined
+  /** By how much the server's clock may run faster than ours, as a part of a ttl. Default 0.01. */
+  readonly driftFactor?: number | undefined
+}
+
+/**
+ * Where the server is, and how the store uses it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options extends StoreOptions {
+  /** `redis://user:password@host:port/db`, or `rediss://` for TLS. Default `redis://127.0.0.1:6379`. */
+  readonly url?: string | Redacted.Redacted | undefined
+  /** What else ioredis is told: TLS, credentials, names. Retries and time-outs are the store's own. */
+  readonly options?: RedisOptions | undefined
+}
+
+/**
+ * A store with connections of its own: one for commands, one for pushes, both closed with the layer.
+ *
+ * **Details**
+ *
+ * The layer fails with `LockStoreError` when the server cannot be reached, is older than version 5, or does not allow
+ * scripts or subscriptions. It warns when the server may evict keys under memory pressure.
+ *
+ * **Example** (The memory store's program on Redis)
+ *
+ * ```ts
+ * import { Lock } from "@effect-lock/core"
+ * import { RedisLockStore } from "@effect-lock/redis"
+ * import { Layer } from "effect"
+ *
+ * export const LockLive = Lock.layer({ ttl: "30 seconds" }).pipe(
+ *   Layer.provide(RedisLockStore.layer({ url: "redis://127.0.0.1:6379" }))
+ * )
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (
+  options: Options = {}
+): Layer.Layer<LockStore.LockStore, LockError.LockStoreError | LockError.LockInvalid> =>
+  Layer.effect(LockStore.LockStore, make(options))
+
+/**
+ * `layer` with its options read from configuration.
+ *
+ * **Example** (From the environment)
+ *
+ * ```ts
+ * import { RedisLockStore } from "@effect-lock/redis"
+ * import { Config } from "effect"
+ *
+ * export const StoreLive = RedisLockStore.layerConfig({ url: Config.Redacted("REDIS_URL") })
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  options: Config.Wrap<Options>
+): Layer.Layer<LockStore.LockStore, LockError.LockStoreError | LockError.LockInvalid | Config.ConfigError> =>
+  Layer.effect(LockStore.LockStore, Effect.flatMap(Config.unwrap(options), make))
+
+/**
+ * A store on an ioredis client that the application has already, and that stays open. Only the connection for pushes is the
+ * store's own.
+ *
+ * **Gotchas**
+ *
+ * The client's retries, key prefix and offline queue stay as they are. A `keyPrefix` of the client itself comes before the
+ * store's.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerClient = (
+  client: Redis | Cluster,
+  options: StoreOptions = {}
+): Layer.Layer<LockStore.LockStore, LockError.LockStoreError | LockError.LockInvalid> =>
+  Layer.effect(
+    LockStore.LockStore,
+    Effect.flatMap(resolve(options), (settings) =>
+      Effect.flatMap(
+        RedisClient.fromConnection(client, settings.commandTimeout),
+        (redis) => makeStore(redis, settings)
+      ))
+  )
+
+interface Settings extends WaitingRoom.Settings {
+  readonly keyPrefix: string
+  readonly commandTimeout: number
+  readonly push: boolean
+  readonly driftFactor: number
+}
+
+const make = (
+  options: Options
+): Effect.Effect<LockStore.LockStore["Service"], LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> =>
+  Effect.flatMap(resolve(options), (settings) => {
+    const url = Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url
+    return Effect.flatMap(
+      RedisClient.make(url, options.options ?? {}, settings.commandTimeout),
+      (redis) => makeStore(redis, settings)
+    )
+  })
+
+const makeStore = Effect.fnUntraced(function*(
+  redis: RedisClient.RedisClient,
+  settings: Settings
+): Effect.fn.Return<LockStore.LockStore["Service"], LockError.LockStoreError, Scope.Scope> {
+  const clock = yield* Clock.clockWith(Effect.succeed)
+  const clientId = Crypto.randomUUID().replaceAll("-", "")
+  const channels = `${settings.keyPrefix}:inbox:`
+  const identity = { host: Os.hostname(), pid: String(process.pid) }
+  const now = () => LockStore.nowUnsafe(clock)
+
+  const keysOf = (key: string): ReadonlyArray<string> => {
+    const hash = `${settings.keyPrefix}:{${encode(key)}}`
+    return [hash, `${hash}:queue`, `${hash}:waiters`, `${hash}:clients`]
+  }
+
+  yield* checkServer(redis, keysOf("startup"))
+  const room = yield* WaitingRoom.make(
+    (key, sentAt, ids) =>
+      redis.run(scripts.heartbeat, keysOf(key), [clientId, settings.liveness, stampOf(sentAt), channels, ...ids]),
+    settings,
+    clock
+  )
+  if (settings.push) {
+    yield* redis.subscribe(
+      channels + clientId,
+      (message) => {
+        const [id, token, ttl, stamp] = message.split(" ")
+        room.granted(id!, { token: Number(token), ttl: Number(ttl), sentAt: instantOf(stamp!) })
+      },
+      room.look
+    )
+  }
+
+  const attempt: LockStore.LockStore["Service"]["attempt"] = (request) =>
+    Effect.suspend(() => {
+      const sentAt = now()
+      const offer = Math.min(request.ttl, settings.offer)
+      // Before the command is sent: the push may overtake its reply.
+      const waiter = request.wait ? room.enter(request, offer, sentAt) : undefined
+      const call = redis.run(scripts.attempt, keysOf(request.key), [
+        request.holderId,
+        clientId,
+        request.ttl,
+        request.permits,
+        request.limit,
+        request.wait ? 1 : 0,
+        request.floor,
+        JSON.stringify(request.metadata),
+        offer,
+        settings.liveness,
+        stampOf(sentAt),
+        waiter === undefined ? "0" : waiter.ticket,
+        channels
+      ]) as Effect.Effect<AttemptReply, LockError.LockStoreError>
+      return Effect.flatMap(call, (reply): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
+        switch (reply[0]) {
+          case 0:
+            return Effect.succeed({ _tag: "Refused", standing: standingOf(reply[1]) })
+          case 1: {
+            room.leave(request.holderId)
+            const grant = { token: Number(reply[1]), ttl: reply[2] === undefined ? request.ttl : Number(reply[2]), sentAt }
+            return Effect.succeed({ _tag: "Granted", grant })
+          }
+          case 2:
+            return Effect.map(room.wait(waiter!, reply[1], Number(reply[3])), (signal) => ({
+              _tag: "Queued",
+              standing: standingOf(reply[2]),
+              signal
+            }))
+          case 3:
+            room.leave(request.holderId)
+            return Effect.fail(refused("attempt", `key "${request.key}" is in use with a limit of ${reply[1]}, not ${request.limit}`))
+        }
+      })
+    })
+
+  const renew: LockStore.LockStore["Service"]["renew"] = ({ holderId, key, token }, ttl) =>
+    Effect.map(redis.run(scripts.renew, keysOf(key), [holderId, token, ttl, channels]), confirmation)
+
+  const release: LockStore.LockStore["Service"]["release"] = ({ holderId, key, token }, keepFor) =>
+    Effect.map(redis.run(scripts.release, keysOf(key), [holderId, token, keepFor, channels]), confirmation)
+
+  const abandon: LockStore.LockStore["Service"]["abandon"] = (key, holderId) =>
+    Effect.suspend(() => {
+      room.leave(holderId)
+      return Effect.map(
+        redis.run(scripts.abandon, keysOf(key), [holderId, channels]),
+        (reply) => standingOf(reply as StandingReply)
+      )
+    })
+
+  const inspect: LockStore.LockStore["Service"]["inspect"] = (key) =>
+    Effect.map(redis.run(scripts.inspect, keysOf(key), []), (reply) => {
+      const [holders, waiters] = reply as InspectReply
+      return {
+        key,
+        holders: holders.map(holderOf),
+        waiters: waiters.map(([holderId, permits, waitedFor, metadata]) => ({
+          holderId,
+          permits,
+          waitedFor,
+          metadata: JSON.parse(metadata)
+        }))
+      }
+    })
+
+  return { name: "redis", driftFactor: settings.driftFactor, identity, attempt, renew, release, abandon, inspect }
+})
+
+type HolderReply = readonly [id: string, token: string, permits: number, heldFor: number, left: number, metadata: string]
+
+type StandingReply = readonly [position: number, queueLength: number, holders: ReadonlyArray<HolderReply>]
+
+type AttemptReply =
+  | readonly [0, standing: StandingReply]
+  | readonly [1, token: string, ttl?: string]
+  | readonly [2, ticket: string, standing: StandingReply, next: string]
+  | readonly [3, limit: string]
+
+type InspectReply = readonly [
+  holders: ReadonlyArray<HolderReply>,
+  waiters: ReadonlyArray<readonly [id: string, permits: number, waitedFor: number, metadata: string]>
+]
+
+const holderOf = ([holderId, token, permits, heldFor, timeLeft, metadata]: HolderReply): LockError.HolderInfo => ({
+  holderId,
+  token: Number(token),
+  permits,
+  heldFor,
+  timeLeft,
+  metadata: JSON.parse(metadata)
+})
+
+const standingOf = ([position, queueLength, holders]: StandingReply): LockStore.Standing => ({
+  position,
+  queueLength,
+  holders: holders.map(holderOf)
+})
+
+const confirmation = (reply: unknown): LockStore.Confirmation => reply === 1 ? "Done" : "NotHeld"
+
+const stampOf = (instant: LockStore.Instant): string => `${instant.monotonic}/${instant.wall}`
+
+const instantOf = (stamp: string): LockStore.Instant => {
+  const [monotonic, wall] = stamp.split("/")
+  return { monotonic: Number(monotonic), wall: Number(wall) }
+}
+
+// The part in braces decides the hash slot and must survive in one piece, whatever the key contains.
+const encode = (key: string): string => /[%}]/.test(key) ? key.replaceAll("%", "%25").replaceAll("}", "%7D") : key
+
+const refused = (operation: string, detail: string): LockError.LockStoreError =>
+  new LockError.LockStoreError({ store: "redis", operation, reason: "Refused", detail })
+
+/** Finds out at start what would otherwise be found out under load. */
+const checkServer = Effect.fnUntraced(function*(
+  redis: RedisClient.RedisClient,
+  keys: ReadonlyArray<string>
+): Effect.fn.Return<void, LockError.LockStoreError> {
+  yield* redis.run(scripts.inspect, keys, [])
+  // A managed server may not allow INFO: then nothing is known, and nothing is wrong.
+  const info = yield* Effect.catch(redis.command("INFO"), () => Effect.succeed(""))
+  const field = (name: string) => new RegExp(`^${name}:(.*?)\\r?$`, "m").exec(String(info))?.[1]
+  const version = field("redis_version")
+  if (version !== undefined && Number.parseInt(version, 10) < 5) {
+    return yield* Effect.fail(refused("startup", `server version ${version} is too old: 5.0 or later is needed`))
+  }
+  const policy = field("maxmemory_policy")
+  if (policy !== undefined && policy !== "noeviction") {
+    yield* Effect.logWarning(
+      `Redis may evict locks under memory pressure: maxmemory-policy is ${policy}; set it to noeviction`
+    ).pipe(Effect.annotateLogs({ module: "effect-lock" }))
+  }
+})
+
+const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockInvalid> => {
+  try {
+    const { driftFactor = 0.01, keyPrefix = "effect-lock", push = true } = options
+    if (keyPrefix === "" || /[{}\s]/.test(keyPrefix)) {
+      throw invalid("keyPrefix", keyPrefix, "a prefix has at least one character, and no braces or white space")
+    }
+    if (!(driftFactor >= 0 && driftFactor < 0.5)) throw invalid("driftFactor", driftFactor, "must be from 0 to below 0.5")
+    const heartbeat = millis("heartbeat", options.heartbeat ?? 2000, 20_000)
+    const pollInterval = millis("pollInterval", options.pollInterval ?? 100, 20_000)
+    return Effect.succeed({
+      keyPrefix,
+      driftFactor,
+      push,
+      commandTimeout: millis("commandTimeout", options.commandTimeout ?? 2000),
+      interval: push ? heartbeat : Math.min(heartbeat, pollInterval),
+      // An offer outlives two lost heartbeats, and a client three missed ones.
+      offer: 3 * heartbeat,
+      liveness: 3 * heartbeat,
+      outageTolerance: millis("outageTolerance", options.outageTolerance ?? 30_000)
+    })
+  } catch (error) {
+    return error instanceof LockError.LockInvalid ? Effect.fail(error) : Effect.die(error)
+  }
+}
+
+const millis = (option: string, input: Duration.Input, max = 2 ** 31 - 1): number => {
+  let value: number
+  try {
+    value = typeof input === "number" ? input : Duration.toMillis(Duration.fromInputUnsafe(input))
+  } catch {
+    throw invalid(option, input, "write a duration such as 500 or \"2 seconds\"")
+  }
+  if (!(value >= 1 && value <= max)) throw invalid(option, input, `must be from 1 ms to ${max} ms`)
+  return Math.ceil(value)
+}
+
+const invalid = (input: string, value: unknown, fix: string): LockError.LockInvalid =>
+  new LockError.LockInvalid({ input, value: typeof value === "string" ? JSON.stringify(value) : String(value), fix })

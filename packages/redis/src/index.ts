@@ -1,0 +1,9 @@
+/**
+ * @since 0.1.0
+ */
+export * as RedisClient from "./RedisClient.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as RedisLockStore from "./RedisLockStore.ts"

@@ -1,0 +1,329 @@
+import { createHash } from "node:crypto"
+
+/**
+ * A Lua script and the name its command has in errors. All scripts take the same four keys of one lock, in one hash slot:
+ *
+ * - `L` hash: what outlives every grant (`f` fence), the grants (`h:<holder id>`), and `u` permits in use, `n` a lower
+ *   bound of the next expiry, `x` the latest expiry, `l` the limit, `t` the last ticket
+ * - `Q` sorted set: waiting holder ids by ticket
+ * - `W` hash: what is known of each waiter, and `b:<client>`: the stamp of the client's last sign of life
+ * - `C` sorted set: clients with waiters, by the time until which they count as alive
+ *
+ * Only the server's clock is used, only integers are stored, and every key has an expiry.
+ *
+ * @internal
+ */
+export interface Script {
+  readonly name: string
+  readonly source: string
+  readonly sha: string
+}
+
+const script = (name: string, body: string): Script => {
+  const source = prelude + body
+  return { name, source, sha: createHash("sha1").update(source).digest("hex") }
+}
+
+// A grant is one string: expiry, token, permits, since, state and offer, client, metadata. State `h` is held, `o` is an
+// offer that nobody confirmed yet, `k` is kept for minHold. Expiry is rounded up, so that a lease never ends early.
+const prelude = `
+local L, Q, W, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local RETENTION = 60000
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local state = redis.call('HMGET', L, 'u', 'n', 'f', 'x', 'l', 't')
+local used, nextExpiry, fence = tonumber(state[1]) or 0, tonumber(state[2]) or 0, tonumber(state[3]) or 0
+local lastExpiry, limit, ticket = tonumber(state[4]) or 0, tonumber(state[5]) or 0, tonumber(state[6]) or 0
+local changed = false
+
+local function int(number) return string.format('%.0f', number) end
+
+local function parse(grant)
+  local expiry, token, permits, since, mode, offer, client, meta =
+    string.match(grant, '^(%d+) (%d+) (%d+) (%d+) (%a)(%d+) (%S+) (.*)$')
+  return { expiry = tonumber(expiry), token = tonumber(token), permits = tonumber(permits), since = tonumber(since),
+    mode = mode, offer = tonumber(offer), client = client, meta = meta }
+end
+
+local function put(id, grant)
+  redis.call('HSET', L, 'h:' .. id, table.concat({ int(grant.expiry), int(grant.token), int(grant.permits),
+    int(grant.since), grant.mode .. int(grant.offer), grant.client, grant.meta }, ' '))
+  if used == 0 or grant.expiry < nextExpiry then nextExpiry = grant.expiry end
+  if grant.expiry > lastExpiry then lastExpiry = grant.expiry end
+  changed = true
+end
+
+local function find(id)
+  local grant = used > 0 and redis.call('HGET', L, 'h:' .. id)
+  return grant and parse(grant) or nil
+end
+
+local function grants()
+  local found = {}
+  if used == 0 then return found end
+  local all = redis.call('HGETALL', L)
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 2) == 'h:' then
+      local grant = parse(all[i + 1])
+      grant.id = string.sub(all[i], 3)
+      found[#found + 1] = grant
+    end
+  end
+  return found
+end
+
+local function remove(id, permits)
+  redis.call('HDEL', L, 'h:' .. id)
+  used = used - permits
+  changed = true
+end
+
+local function dropExpired()
+  if used == 0 or nextExpiry > now then return end
+  local earliest
+  for _, grant in ipairs(grants()) do
+    if grant.expiry <= now then remove(grant.id, grant.permits)
+    elseif not earliest or grant.expiry < earliest then earliest = grant.expiry end
+  end
+  nextExpiry = earliest or 0
+  changed = true
+end
+
+local function grant(id, permits, ttl, mode, offer, client, meta, floor)
+  fence = math.max(fence + 1, floor + 1, time[1] * 1048576)
+  put(id, { expiry = now + ttl + 1, token = fence, permits = permits, since = now, mode = mode, offer = offer,
+    client = client, meta = meta })
+  used = used + permits
+  return fence
+end
+
+local function forget(id)
+  redis.call('ZREM', Q, id)
+  redis.call('HDEL', W, id)
+end
+
+-- Grants to the head of the queue for as long as it fits; nobody passes the head, unless it is dead.
+local function pump(inbox)
+  while true do
+    local head = redis.call('ZRANGE', Q, 0, 0)[1]
+    if not head then return end
+    local waiter = redis.call('HGET', W, head)
+    local permits, wanted, offer, client, floor, meta
+    if waiter then
+      permits, wanted, offer, client, floor, meta = string.match(waiter, '^(%d+) (%d+) (%d+) (%S+) (%d+) %d+ (.*)$')
+    end
+    if used == 0 and wanted then limit = tonumber(wanted) end
+    if not client or tonumber(redis.call('ZSCORE', C, client) or 0) <= now then
+      forget(head)
+    elseif used + permits > limit then
+      return
+    else
+      local token = grant(head, tonumber(permits), tonumber(offer), 'o', tonumber(offer), client, meta, tonumber(floor))
+      local stamp = redis.call('HGET', W, 'b:' .. client) or ''
+      forget(head)
+      redis.call('PUBLISH', inbox .. client, head .. ' ' .. int(token) .. ' ' .. offer .. ' ' .. stamp)
+    end
+  end
+end
+
+local function save()
+  if not changed then return end
+  if used == 0 then nextExpiry, lastExpiry = 0, now end
+  redis.call('HSET', L, 'u', int(used), 'n', int(nextExpiry), 'f', int(fence), 'x', int(lastExpiry), 'l', int(limit),
+    't', int(ticket))
+  redis.call('PEXPIREAT', L, int(lastExpiry + RETENTION))
+end
+
+-- A sign of life of a client that waits; the stamp is its own clock, given back with every grant pushed to it.
+local function alive(client, liveness, stamp)
+  redis.call('ZADD', C, int(now + liveness), client)
+  redis.call('HSET', W, 'b:' .. client, stamp)
+  redis.call('PEXPIRE', Q, RETENTION)
+  redis.call('PEXPIRE', W, RETENTION)
+  redis.call('PEXPIRE', C, RETENTION)
+end
+
+local function standing(id)
+  local holders = {}
+  for i, grant in ipairs(grants()) do
+    if i > 16 then break end
+    holders[i] = { grant.id, int(grant.token), grant.permits, now - grant.since, grant.expiry - now, grant.meta }
+  end
+  return { redis.call('ZRANK', Q, id) or -1, redis.call('ZCARD', Q), holders }
+end
+`
+
+/**
+ * `{1, token}` granted · `{2, ticket, standing, next}` queued · `{0, standing}` refused · `{3, limit}` other limit in use
+ *
+ * @internal
+ */
+export const attempt = script(
+  "attempt",
+  `
+local id, client, ttl, permits, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local wait, floor, meta, offer, liveness = ARGV[6] == '1', tonumber(ARGV[7]), ARGV[8], ARGV[9], tonumber(ARGV[10])
+local stamp, place, inbox = ARGV[11], tonumber(ARGV[12]), ARGV[13]
+dropExpired()
+pump(inbox)
+local mine = find(id)
+if mine then
+  mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
+  put(id, mine)
+  save()
+  return { 1, int(mine.token) }
+end
+local waiting = redis.call('ZCARD', Q)
+if used == 0 and waiting == 0 then
+  limit = wanted
+elseif limit ~= wanted then
+  save()
+  return { 3, int(limit) }
+end
+if not redis.call('ZSCORE', Q, id) then
+  if waiting == 0 and used + permits <= limit then
+    local token = grant(id, permits, ttl, 'h', 0, client, meta, floor)
+    save()
+    return { 1, int(token) }
+  end
+  if not wait then
+    save()
+    return { 0, standing(id) }
+  end
+  ticket = math.max(ticket + 1, time[1] * 1000000 + time[2])
+  if place == 0 then place = ticket end
+  changed = true
+  redis.call('ZADD', Q, int(place), id)
+  redis.call('HSET', W, id, table.concat({ int(permits), int(limit), offer, client, int(floor), int(now), meta }, ' '))
+end
+alive(client, liveness, stamp)
+pump(inbox)
+save()
+mine = find(id)
+if mine then return { 1, int(mine.token), int(mine.offer) } end
+return { 2, redis.call('ZSCORE', Q, id), standing(id), int(nextExpiry - now) }
+`
+)
+
+/**
+ * `1` renewed · `0` not held
+ *
+ * @internal
+ */
+export const renew = script(
+  "renew",
+  `
+local id, token, ttl, inbox = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+dropExpired()
+local mine = find(id)
+local held = mine and mine.token == token and mine.mode ~= 'k'
+if held then
+  mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
+  put(id, mine)
+end
+pump(inbox)
+save()
+return held and 1 or 0
+`
+)
+
+/**
+ * `1` released or kept · `0` not held
+ *
+ * @internal
+ */
+export const release = script(
+  "release",
+  `
+local id, token, keepFor, inbox = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+dropExpired()
+local mine = find(id)
+local held = mine and mine.token == token and mine.mode ~= 'k'
+if held and keepFor > 0 then
+  mine.expiry, mine.mode = now + keepFor + 1, 'k'
+  put(id, mine)
+elseif held then
+  remove(id, mine.permits)
+end
+pump(inbox)
+save()
+return held and 1 or 0
+`
+)
+
+/**
+ * The standing just before.
+ *
+ * @internal
+ */
+export const abandon = script(
+  "abandon",
+  `
+local id, inbox = ARGV[1], ARGV[2]
+dropExpired()
+local before = standing(id)
+local mine = find(id)
+if mine then remove(id, mine.permits) end
+forget(id)
+pump(inbox)
+save()
+return before
+`
+)
+
+/**
+ * One for a client and key, however many wait: sign of life and poll. Tells of every offer this client has not confirmed,
+ * and which of the ids it asks about are neither waiting nor granted. `{next, {{id, token, time left}, ...}, {id, ...}}`
+ *
+ * @internal
+ */
+export const heartbeat = script(
+  "heartbeat",
+  `
+local client, liveness, stamp, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+dropExpired()
+alive(client, liveness, stamp)
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', C, '-inf', int(now))) do
+  redis.call('ZREM', C, dead)
+  redis.call('HDEL', W, 'b:' .. dead)
+end
+pump(inbox)
+local offers, unknown = {}, {}
+for _, grant in ipairs(grants()) do
+  if grant.mode == 'o' and grant.client == client then
+    offers[#offers + 1] = { grant.id, int(grant.token), grant.expiry - now }
+  end
+end
+for i = 5, #ARGV do
+  if not redis.call('ZSCORE', Q, ARGV[i]) and not find(ARGV[i]) then unknown[#unknown + 1] = ARGV[i] end
+end
+save()
+return { int(nextExpiry - now), offers, unknown }
+`
+)
+
+/**
+ * `{holders, {{id, permits, waited, metadata}, ...}}`; changes nothing
+ *
+ * @internal
+ */
+export const inspect = script(
+  "inspect",
+  `
+local holders, waiters = {}, {}
+for _, grant in ipairs(grants()) do
+  if grant.expiry > now then
+    holders[#holders + 1] =
+      { grant.id, int(grant.token), grant.permits, now - grant.since, grant.expiry - now, grant.meta }
+  end
+end
+for _, id in ipairs(redis.call('ZRANGE', Q, 0, -1)) do
+  local waiter = redis.call('HGET', W, id)
+  if waiter then
+    local permits, since, meta = string.match(waiter, '^(%d+) %d+ %d+ %S+ %d+ (%d+) (.*)$')
+    waiters[#waiters + 1] = { id, tonumber(permits), now - tonumber(since), meta }
+  end
+end
+return { holders, waiters }
+`
+)
