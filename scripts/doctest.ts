@@ -23,19 +23,31 @@ const moduleOf = (line: number, prefix: string, body: string) => {
   return head + text.replace(assertion, "$$expect($1).toStrictEqual($2)") + "export {}\n"
 }
 
+const modulesOf = (file: string): Array<[file: string, text: string]> => {
+  const document = fs.readFileSync(path.join(root, file), "utf8")
+  const fences = Array.from(document.matchAll(fence), ({ 1: prefix = "", 2: body = "", index }) => {
+    const line = document.slice(0, index).split("\n").length
+    return { line, text: moduleOf(line, prefix, body) }
+  })
+  if (fences.length === 0) return []
+  const tests = fences.map(({ line }) => `test("${file}:${line}", () => import("./${line}.ts"))\n`)
+  return [
+    ...fences.map(({ line, text }): [string, string] => [path.join(file, `${line}.ts`), text]),
+    [path.join(file, "doc.test.ts"), testHead + tests.join("")]
+  ]
+}
+
+// Touches only what changed: another run may be reading the rest.
 export const generateDoctests = () => {
-  fs.rmSync(out, { recursive: true, force: true })
-  for (const file of fs.globSync(documents, { cwd: root })) {
-    const folder = path.join(out, file)
-    const document = fs.readFileSync(path.join(root, file), "utf8")
-    const tests: Array<string> = []
-    for (const { 1: prefix = "", 2: body = "", index } of document.matchAll(fence)) {
-      const line = document.slice(0, index).split("\n").length
-      fs.mkdirSync(folder, { recursive: true })
-      fs.writeFileSync(path.join(folder, `${line}.ts`), moduleOf(line, prefix, body))
-      tests.push(`test("${file}:${line}", () => import("./${line}.ts"))\n`)
-    }
-    if (tests.length > 0) fs.writeFileSync(path.join(folder, "doc.test.ts"), testHead + tests.join(""))
+  const modules = new Map(fs.globSync(documents, { cwd: root }).flatMap(modulesOf))
+  for (const file of fs.globSync("**/{[0-9]*,doc.test}.ts", { cwd: out })) {
+    if (!modules.has(file)) fs.rmSync(path.join(out, file))
+  }
+  for (const [file, text] of modules) {
+    const target = path.join(out, file)
+    if (fs.existsSync(target) && fs.readFileSync(target, "utf8") === text) continue
+    fs.mkdirSync(path.dirname(target), { recursive: true })
+    fs.writeFileSync(target, text)
   }
 }
 

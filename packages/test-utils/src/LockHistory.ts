@@ -221,13 +221,11 @@ export const check = (
         violations.push({ _tag: "DuplicateToken", key, token: ops[0]!.token, ops: ops.map(({ op }) => op) })
       }
     }
-    const inverted = new Map(precedence(ofKey, ({ acquired }) => acquired, ({ invoke }) => invoke))
-    if (limit === 1) {
-      const held = ofKey.filter((grant) => grant.end > grant.acquired)
-      for (const [later, earlier] of precedence(held, ({ acquired }) => acquired, ({ acquired }) => acquired)) {
-        if (!inverted.has(later)) inverted.set(later, earlier)
-      }
-    }
+    const held = limit === 1 ? ofKey.filter((grant) => grant.end > grant.acquired) : []
+    const inverted = new Map([
+      ...precedence(held, ({ acquired }) => acquired, ({ acquired }) => acquired),
+      ...precedence(ofKey, ({ acquired }) => acquired, ({ invoke }) => invoke)
+    ])
     for (const [later, earlier] of inverted) {
       violations.push({ _tag: "TokenOrder", key, earlier: earlier.op, later: later.op })
     }
@@ -329,11 +327,11 @@ const precedence = (
   const earlier = grants.flatMap((grant) => {
     const time = done(grant)
     return time === undefined ? [] : [{ grant, time }]
-  }).sort((a, b) => compare(a.time, b.time))
+  }).toSorted((a, b) => compare(a.time, b.time))
   const pairs: Array<readonly [Grant, Grant]> = []
   let next = 0
   let highest: Grant | undefined
-  for (const later of [...grants].sort((a, b) => compare(begun(a), begun(b)))) {
+  for (const later of grants.toSorted((a, b) => compare(begun(a), begun(b)))) {
     for (; next < earlier.length && earlier[next]!.time < begun(later); next++) {
       const { grant } = earlier[next]!
       if (highest === undefined || grant.token > highest.token) highest = grant
@@ -347,12 +345,13 @@ const overlaps = (key: string, grants: ReadonlyArray<Grant>, limit: number): Rea
   const found: Array<Violation> = []
   const holders = new Set<string>()
   let permits = 0
-  const edges = grants.filter((grant) => grant.end > grant.acquired).flatMap((grant) => [
-    { time: grant.acquired, begins: true, grant },
-    { time: grant.end, begins: false, grant }
-  ])
+  const edges = grants.flatMap((grant) =>
+    grant.end > grant.acquired
+      ? [{ time: grant.acquired, begins: true, grant }, { time: grant.end, begins: false, grant }]
+      : []
+  )
   // At the same instant, ends come first.
-  for (const { begins, grant, time } of edges.sort((a, b) => compare(a.time, b.time) || +a.begins - +b.begins)) {
+  for (const { begins, grant, time } of edges.toSorted((a, b) => compare(a.time, b.time) || +a.begins - +b.begins)) {
     if (!begins) {
       holders.delete(grant.op)
       permits -= grant.permits

@@ -348,7 +348,7 @@ const makeServer = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
         for (const key of keys) found.add(key)
         cursor = next
       } while (cursor !== "0")
-      return [...found].sort()
+      return [...found].toSorted()
     }),
     monitor: monitor(port, (marker) => command("ECHO", marker)),
     commandStats: Effect.map(
@@ -529,7 +529,9 @@ const monitor = Effect.fnUntraced(function*(
       let rest = ""
       socket.setEncoding("latin1")
       socket.on("data", (chunk: string) => {
-        const lines = (rest + chunk).split("\r\n")
+        rest += chunk
+        if (!chunk.includes("\n")) return
+        const lines = rest.split("\r\n")
         rest = lines.pop() ?? ""
         lines.forEach(onLine)
       })
@@ -566,7 +568,7 @@ const parseMonitorLine = (line: string): MonitorEntry | undefined => {
   return match === null ? undefined : {
     time: Number(match[1]) * 1000,
     source: match[2]!,
-    command: Array.from(match[3]!.matchAll(/"((?:[^"\\]|\\.)*)"/g), ([, quoted]) => unescape(quoted!))
+    command: Array.from(match[3]!.matchAll(/"((?:[^"\\]+|\\.)*)"/g), ([, quoted]) => unescape(quoted!))
   }
 }
 

@@ -131,13 +131,23 @@ layer(RedisServer.RedisServer.layer(), { excludeTestServices: true })("FaultProx
       assert.strictEqual(yield* Fiber.join(ping), "PONG")
     }))
 
-  it.effect("holds requests back in a blackhole, and delivers them when healed", () =>
+  it.effect("holds only requests back in a blackhole for requests", () =>
     Effect.gen(function*() {
       const { proxy, server } = yield* setup
       const redis = yield* connect(proxy)
+      const subscriber = yield* connect(proxy)
       yield* call(redis, "PING")
+      yield* Effect.promise(() => subscriber.subscribe("channel"))
       yield* proxy.blackhole("requests")
+      const message = yield* Effect.forkChild(
+        Effect.callback<string>((resume) => {
+          subscriber.on("message", (_, message) => resume(Effect.succeed(message)))
+        }),
+        { startImmediately: true }
+      )
       const set = yield* Effect.forkChild(call(redis, "SET", "k", "v"), { startImmediately: true })
+      yield* server.command("PUBLISH", "channel", "hello")
+      assert.strictEqual(yield* Fiber.join(message), "hello")
       assert.isTrue(yield* isWaiting(set))
       assert.isNull(yield* server.command("GET", "k"))
       yield* proxy.heal
@@ -157,36 +167,70 @@ layer(RedisServer.RedisServer.layer(), { excludeTestServices: true })("FaultProx
       assert.strictEqual(yield* Fiber.join(set), "OK")
     }))
 
-  it.effect("accepts connections in a blackhole, and hides from the server that a client is gone", () =>
+  it.effect("accepts connections in a blackhole", () =>
     Effect.gen(function*() {
       const { proxy } = yield* setup
-      const old = yield* connect(proxy)
-      yield* call(old, "PING")
       yield* proxy.blackhole()
-      const young = yield* connect(proxy)
-      const ping = yield* Effect.forkChild(call(young, "PING"), { startImmediately: true })
-      old.disconnect()
+      const ping = yield* Effect.forkChild(call(yield* connect(proxy), "PING"), { startImmediately: true })
       assert.isTrue(yield* isWaiting(ping))
-      assert.strictEqual(yield* proxiedClients, 1)
+      assert.strictEqual(yield* proxy.connections, 1)
       yield* proxy.heal
       assert.strictEqual(yield* Fiber.join(ping), "PONG")
-      yield* until(Effect.map(proxy.connections, (n) => n === 1))
-      assert.strictEqual(yield* proxiedClients, 1)
     }))
+
+  const leaving: Readonly<Record<string, (redis: Redis) => void>> = {
+    closed: (redis) => redis.stream.destroy(),
+    reset: (redis) => redis.stream.resetAndDestroy()
+  }
+  for (const [how, leave] of Object.entries(leaving)) {
+    it.effect(`hides from the server, in a blackhole, that the client has ${how} its connection`, () =>
+      Effect.gen(function*() {
+        const { proxy } = yield* setup
+        const redis = yield* connect(proxy)
+        yield* call(redis, "PING")
+        yield* proxy.blackhole()
+        const ended = yield* Effect.forkChild(
+          Effect.callback<void>((resume) => {
+            redis.on("end", () => resume(Effect.void))
+          }),
+          { startImmediately: true }
+        )
+        leave(redis)
+        yield* Fiber.join(ended)
+        assert.isTrue(yield* isWaiting(yield* Effect.forkChild(until(Effect.map(proxiedClients, (n) => n === 0)))))
+        yield* proxy.heal
+        yield* until(Effect.map(proxiedClients, (n) => n === 0))
+        yield* until(Effect.map(proxy.connections, (n) => n === 0))
+      }))
+  }
 
   it.effect("slows a sender down instead of storing without bound", () =>
     Effect.gen(function*() {
       const { proxy, server } = yield* setup
-      const redis = yield* connect(proxy)
-      yield* call(redis, "PING")
       yield* proxy.blackhole("requests")
-      const value = "x".repeat(64 * 1024 * 1024)
-      const set = yield* Effect.forkChild(call(redis, "SET", "k", value), { startImmediately: true })
-      assert.isTrue(yield* isWaiting(set))
-      assert.isAbove(redis.stream.writableLength, 16 * 1024 * 1024)
+      const chunk = Buffer.alloc(64 * 1024, "x")
+      const count = 512
+      const socket = Net.connect({ host: proxy.host, port: proxy.port })
+      let written = 0
+      const write = (data: string | Buffer) =>
+        Effect.callback<void>((resume) => {
+          socket.write(data, () => {
+            written++
+            resume(Effect.void)
+          })
+        })
+      yield* write(`*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$${chunk.length * count}\r\n`)
+      const sending = yield* Effect.forkChild(
+        Effect.andThen(Effect.forEach(Array.from({ length: count }), () => write(chunk)), write("\r\n"))
+      )
+      let before = -1
+      yield* until(Effect.sync(() => before === (before = written)).pipe(Effect.delay("200 millis")))
+      assert.isBelow(written, count)
+      assert.isUndefined(sending.pollUnsafe())
       yield* proxy.heal
-      assert.strictEqual(yield* Fiber.join(set), "OK")
-      assert.strictEqual(yield* server.command("STRLEN", "k"), value.length)
+      yield* Fiber.join(sending)
+      yield* until(Effect.map(server.command("STRLEN", "k"), (length) => length === chunk.length * count))
+      socket.destroy()
     }))
 
   it.effect("resets open connections on both sides, and serves new ones", () =>

@@ -54,7 +54,7 @@ layer(RedisServer.RedisServer.layer(), { excludeTestServices: true })("a shared 
   it.effect("finds all keys of a pattern, beyond one SCAN page", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.RedisServer
-      const keys = Array.from({ length: 2500 }, (_, i) => `keys:${i}`).sort()
+      const keys = Array.from({ length: 2500 }, (_, i) => `keys:${i}`).toSorted()
       yield* server.command("MSET", "other", 1, ...keys.flatMap((key) => [key, 1]))
       assert.deepStrictEqual(yield* server.keys("keys:*"), keys)
     }))
@@ -90,6 +90,14 @@ layer(RedisServer.RedisServer.layer(), { excludeTestServices: true })("a shared 
         assert.deepStrictEqual((yield* recording.all).map(({ command }) => command), commands)
         assert.deepStrictEqual((yield* recording.take).map(({ command }) => command), commands)
         assert.deepStrictEqual(yield* recording.take, [])
+      }))
+
+    it.effect("waits for what is still on its way", () =>
+      Effect.gen(function*() {
+        const server = yield* RedisServer.RedisServer
+        const recording = yield* server.monitor
+        yield* server.command("EVAL", "for i = 1, 100000 do redis.call('incr', KEYS[1]) end", 1, "n")
+        assert.strictEqual((yield* recording.take).length, 100_001)
       }))
 
     it.effect("tells clients from scripts, and when", () =>

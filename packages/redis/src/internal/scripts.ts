@@ -3,8 +3,8 @@ import { createHash } from "node:crypto"
 /**
  * A Lua script and the name its command has in errors. All scripts take the same four keys of one lock, in one hash slot:
  *
- * - `L` hash: what outlives every grant (`f` fence), the grants (`h:<holder id>`), and `u` permits in use, `n` a lower
- *   bound of the next expiry, `x` the latest expiry, `l` the limit, `t` the last ticket
+ * - `L` hash: `s` the summary (permits in use, a lower bound of the next expiry, the last fencing token, the latest expiry,
+ *   the limit, the last ticket), and each grant under `h:<holder id>`
  * - `Q` sorted set: waiting holder ids by ticket
  * - `W` hash: what is known of each waiter, and `b:<client>`: the stamp of the client's last sign of life
  * - `C` sorted set: clients with waiters, by the time until which they count as alive
@@ -31,10 +31,16 @@ local L, Q, W, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local RETENTION = 60000
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local state = redis.call('HMGET', L, 'u', 'n', 'f', 'x', 'l', 't')
-local used, nextExpiry, fence = tonumber(state[1]) or 0, tonumber(state[2]) or 0, tonumber(state[3]) or 0
-local lastExpiry, limit, ticket = tonumber(state[4]) or 0, tonumber(state[5]) or 0, tonumber(state[6]) or 0
-local changed = false
+local own = 'h:' .. (ARGV[1] or '')
+local stored = redis.call('HMGET', L, 's', own)
+local used, nextExpiry, fence, lastExpiry, limit, ticket = 0, 0, 0, 0, 0, 0
+if stored[1] then
+  used, nextExpiry, fence, lastExpiry, limit, ticket = string.match(stored[1], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
+  used, nextExpiry, fence = tonumber(used), tonumber(nextExpiry), tonumber(fence)
+  lastExpiry, limit, ticket = tonumber(lastExpiry), tonumber(limit), tonumber(ticket)
+end
+-- Grants are written together with the summary, by save.
+local writes, changed, extended = {}, false, false
 
 local function int(number) return string.format('%.0f', number) end
 
@@ -46,11 +52,15 @@ local function parse(grant)
 end
 
 local function put(id, grant)
-  redis.call('HSET', L, 'h:' .. id, table.concat({ int(grant.expiry), int(grant.token), int(grant.permits),
-    int(grant.since), grant.mode .. int(grant.offer), grant.client, grant.meta }, ' '))
+  writes['h:' .. id] = string.format('%.0f %.0f %.0f %.0f %s%.0f %s %s', grant.expiry, grant.token, grant.permits,
+    grant.since, grant.mode, grant.offer, grant.client, grant.meta)
   if used == 0 or grant.expiry < nextExpiry then nextExpiry = grant.expiry end
-  if grant.expiry > lastExpiry then lastExpiry = grant.expiry end
+  if grant.expiry > lastExpiry then lastExpiry, extended = grant.expiry, true end
   changed = true
+end
+
+local function ownGrant()
+  return stored[2] and parse(stored[2]) or nil
 end
 
 local function find(id)
@@ -74,6 +84,7 @@ end
 
 local function remove(id, permits)
   redis.call('HDEL', L, 'h:' .. id)
+  if 'h:' .. id == own then stored[2] = false end
   used = used - permits
   changed = true
 end
@@ -102,11 +113,12 @@ local function forget(id)
   redis.call('HDEL', W, id)
 end
 
--- Grants to the head of the queue for as long as it fits; nobody passes the head, unless it is dead.
+-- Grants to the head of the queue for as long as it fits; nobody passes the head, unless it is dead. Tells whether anybody
+-- is left waiting.
 local function pump(inbox)
   while true do
     local head = redis.call('ZRANGE', Q, 0, 0)[1]
-    if not head then return end
+    if not head then return false end
     local waiter = redis.call('HGET', W, head)
     local permits, wanted, offer, client, floor, meta
     if waiter then
@@ -116,7 +128,7 @@ local function pump(inbox)
     if not client or tonumber(redis.call('ZSCORE', C, client) or 0) <= now then
       forget(head)
     elseif used + permits > limit then
-      return
+      return true
     else
       local token = grant(head, tonumber(permits), tonumber(offer), 'o', tonumber(offer), client, meta, tonumber(floor))
       local stamp = redis.call('HGET', W, 'b:' .. client) or ''
@@ -129,9 +141,18 @@ end
 local function save()
   if not changed then return end
   if used == 0 then nextExpiry, lastExpiry = 0, now end
-  redis.call('HSET', L, 'u', int(used), 'n', int(nextExpiry), 'f', int(fence), 'x', int(lastExpiry), 'l', int(limit),
-    't', int(ticket))
-  redis.call('PEXPIREAT', L, int(lastExpiry + RETENTION))
+  local fields = { 's', string.format('%.0f %.0f %.0f %.0f %.0f %.0f', used, nextExpiry, fence, lastExpiry, limit, ticket) }
+  for field, value in pairs(writes) do
+    fields[#fields + 1] = field
+    fields[#fields + 1] = value
+    if #fields > 1000 then
+      redis.call('HSET', L, unpack(fields))
+      fields = { fields[1], fields[2] }
+    end
+  end
+  writes = {}
+  redis.call('HSET', L, unpack(fields))
+  if extended or not stored[1] then redis.call('PEXPIREAT', L, int(lastExpiry + RETENTION)) end
 end
 
 -- A sign of life of a client that waits; the stamp is its own clock, given back with every grant pushed to it.
@@ -165,7 +186,8 @@ local id, client, ttl, permits, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3]), to
 local wait, floor, meta, offer, liveness = ARGV[6] == '1', tonumber(ARGV[7]), ARGV[8], ARGV[9], tonumber(ARGV[10])
 local stamp, place, inbox = ARGV[11], tonumber(ARGV[12]), ARGV[13]
 dropExpired()
-pump(inbox)
+local waiting = pump(inbox)
+save()
 local mine = find(id)
 if mine then
   mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
@@ -173,23 +195,18 @@ if mine then
   save()
   return { 1, int(mine.token) }
 end
-local waiting = redis.call('ZCARD', Q)
-if used == 0 and waiting == 0 then
+if used == 0 then
   limit = wanted
 elseif limit ~= wanted then
-  save()
   return { 3, int(limit) }
 end
+if not waiting and used + permits <= limit then
+  local token = grant(id, permits, ttl, 'h', 0, client, meta, floor)
+  save()
+  return { 1, int(token) }
+end
+if not wait then return { 0, standing(id) } end
 if not redis.call('ZSCORE', Q, id) then
-  if waiting == 0 and used + permits <= limit then
-    local token = grant(id, permits, ttl, 'h', 0, client, meta, floor)
-    save()
-    return { 1, int(token) }
-  end
-  if not wait then
-    save()
-    return { 0, standing(id) }
-  end
   ticket = math.max(ticket + 1, time[1] * 1000000 + time[2])
   if place == 0 then place = ticket end
   changed = true
@@ -197,10 +214,7 @@ if not redis.call('ZSCORE', Q, id) then
   redis.call('HSET', W, id, table.concat({ int(permits), int(limit), offer, client, int(floor), int(now), meta }, ' '))
 end
 alive(client, liveness, stamp)
-pump(inbox)
 save()
-mine = find(id)
-if mine then return { 1, int(mine.token), int(mine.offer) } end
 return { 2, redis.call('ZSCORE', Q, id), standing(id), int(nextExpiry - now) }
 `
 )
@@ -215,7 +229,7 @@ export const renew = script(
   `
 local id, token, ttl, inbox = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 dropExpired()
-local mine = find(id)
+local mine = ownGrant()
 local held = mine and mine.token == token and mine.mode ~= 'k'
 if held then
   mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
@@ -237,7 +251,7 @@ export const release = script(
   `
 local id, token, keepFor, inbox = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 dropExpired()
-local mine = find(id)
+local mine = ownGrant()
 local held = mine and mine.token == token and mine.mode ~= 'k'
 if held and keepFor > 0 then
   mine.expiry, mine.mode = now + keepFor + 1, 'k'
@@ -262,7 +276,7 @@ export const abandon = script(
 local id, inbox = ARGV[1], ARGV[2]
 dropExpired()
 local before = standing(id)
-local mine = find(id)
+local mine = ownGrant()
 if mine then remove(id, mine.permits) end
 forget(id)
 pump(inbox)
@@ -288,6 +302,7 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', C, '-inf', int(now))) do
   redis.call('HDEL', W, 'b:' .. dead)
 end
 pump(inbox)
+save()
 local offers, unknown = {}, {}
 for _, grant in ipairs(grants()) do
   if grant.mode == 'o' and grant.client == client then
@@ -297,7 +312,6 @@ end
 for i = 5, #ARGV do
   if not redis.call('ZSCORE', Q, ARGV[i]) and not find(ARGV[i]) then unknown[#unknown + 1] = ARGV[i] end
 end
-save()
 return { int(nextExpiry - now), offers, unknown }
 `
 )
