@@ -52,6 +52,7 @@ import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import * as holdings from "./internal/holding.ts"
+import { elapsedUnsafe, nowUnsafe } from "./internal/instant.ts"
 import * as regions from "./internal/region.ts"
 import type { Lease } from "./Lease.ts"
 import {
@@ -59,7 +60,6 @@ import {
   LockDeadlock,
   type LockError,
   type LockInvalid,
-  type LockLost,
   type LockStoreError,
   type LockTimeout
 } from "./LockError.ts"
@@ -266,7 +266,8 @@ export const inspect = (key: string): Effect.Effect<KeyState, LockStoreError | L
  *
  * `defaults` apply to every call that does not say otherwise; invalid ones fail the layer with `LockInvalid`. When the
  * layer closes, nothing is acquired any more, waiters fail with `LockClosed`, guarded work is interrupted with
- * `LockLost`, and every lease is released, all within `releaseTimeout`.
+ * `LockLost`, and every lease is released: at most `releaseTimeout` for the work to end, and as much again for the
+ * releases of what has not ended by then.
  *
  * @category layers
  * @since 0.1.0
@@ -299,17 +300,29 @@ export const layerConfig = (
 
 interface Entered {
   readonly holding: holdings.Holding
-  /** The region whose lease is shared, when nested. */
-  readonly parent: regions.Region | undefined
+  /** The region whose lease is shared, and the turn taken there. */
+  readonly nested: { readonly region: regions.Region; readonly turn: regions.Turn } | undefined
+}
+
+/** How somebody asks: `scope` is the one the caller asked with, `owner` the part of it that owns what is got. */
+interface Claim {
+  readonly key: string
+  readonly options: LockOptions.Resolved
+  readonly asker: regions.Asker
+  readonly surroundings: regions.Surroundings
+  readonly scope: Scope.Scope
+  readonly owner: Scope.Scope
+  readonly wait: boolean
+  readonly isBody: boolean
 }
 
 type EnterError = Exclude<LockError, LockInvalid>
 
-/** What `acquire` remembers of an open lease, to tell who would wait for himself. */
+/** What `acquire` remembers of a lease asked for or held, to tell who would wait for himself. */
 interface ScopedHold {
   readonly asker: regions.Asker
   readonly scope: Scope.Scope
-  readonly token: number
+  readonly holding: holdings.Holding
 }
 
 const make = Effect.fnUntraced(function*(
@@ -323,13 +336,10 @@ const make = Effect.fnUntraced(function*(
     holdings: new Set(),
     scope: yield* Scope.Scope,
     sequence: 0,
+    closed: false,
     floor: 0
   }
-  let closed = false
-  yield* Effect.addFinalizer(() => {
-    closed = true
-    return closeAll(client, base.releaseTimeout)
-  })
+  yield* Effect.addFinalizer(() => closeAll(client, base.releaseTimeout))
   const scopedHolds = new Map<string, Set<ScopedHold>>()
   const regionId = (key: string) => `${client.id}/${key}`
 
@@ -337,135 +347,124 @@ const make = Effect.fnUntraced(function*(
   const prepare = (
     key: string,
     options: LockOptions.LockOptions | undefined
-  ): Effect.Effect<LockOptions.Resolved, LockInvalid | LockClosed> => {
+  ): Effect.Effect<LockOptions.Resolved, LockInvalid> => {
     const invalid = LockOptions.checkKey(key)
-    if (invalid !== undefined) return Effect.fail(invalid)
-    return closed ? Effect.fail(new LockClosed({ key })) : LockOptions.resolve(options, base)
+    return invalid === undefined ? LockOptions.resolve(options, base) : Effect.fail(invalid)
   }
 
   const findDeadlock = (key: string, asker: regions.Asker, scope: Scope.Scope): LockDeadlock | undefined => {
     for (const hold of scopedHolds.get(key) ?? []) {
-      if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) return new LockDeadlock({ key, token: hold.token })
+      // A lost lease is in nobody's way for longer than its ttl.
+      if (hold.holding.check() !== undefined) continue
+      if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
+        return new LockDeadlock({ key, token: hold.holding.token })
+      }
     }
     return undefined
   }
 
-  /**
-   * Gets a lease into `scope`: a turn in the region this fiber is inside of, or a grant of the store. `claimedBy` is the
-   * scope the caller asked with.
-   */
-  const enter = (
-    key: string,
-    options: LockOptions.Resolved,
-    asker: regions.Asker,
-    surroundings: regions.Surroundings,
-    scope: Scope.Scope,
-    claim: { readonly wait: boolean; readonly isBody: boolean; readonly scope: Scope.Scope }
-  ): Effect.Effect<Entered, EnterError> =>
-    Effect.suspend((): Effect.Effect<Entered, EnterError> => {
-      const parent = regions.find(surroundings, regionId(key))
-      if (parent !== undefined) {
-        const turn = new regions.Turn(asker, claim.isBody)
-        return Scope.addFinalizer(scope, Effect.sync(() => regions.endTurn(parent, turn))).pipe(
-          Effect.andThen(regions.takeTurn(parent, turn, claim.wait ? options.waitTimeout : 0)),
-          Effect.flatMap((taken) =>
-            taken
-              ? Effect.succeed({ holding: parent.holding, parent })
-              : enter(key, options, asker, surroundings, scope, claim)
+  const remember = (key: string, hold: ScopedHold): void => {
+    scopedHolds.set(key, (scopedHolds.get(key) ?? new Set()).add(hold))
+  }
+
+  const forget = (key: string, hold: ScopedHold): void => {
+    const holds = scopedHolds.get(key)
+    if (holds?.delete(hold) && holds.size === 0) scopedHolds.delete(key)
+  }
+
+  /** Gets a lease: a turn in the region this fiber is inside of, or a grant of the store. */
+  const enter = (claim: Claim): Effect.Effect<Entered, EnterError> =>
+    Clock.clockWith((clock) => {
+      const { asker, key, options, owner } = claim
+      const askedAt = nowUnsafe(clock)
+
+      const again: Effect.Effect<Entered, EnterError> = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
+        if (client.closed) return Effect.fail(new LockClosed({ key }))
+        const region = regions.find(claim.surroundings, regionId(key))
+        if (region !== undefined) {
+          const turn = new regions.Turn(asker, claim.scope, claim.isBody)
+          const timeout = claim.wait ? options.waitTimeout : 0
+          const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
+          return Scope.addFinalizer(owner, Effect.sync(() => regions.endTurn(region, turn))).pipe(
+            Effect.andThen(regions.takeTurn(region, turn, wait)),
+            Effect.flatMap((taken) =>
+              taken ? Effect.succeed({ holding: region.holding, nested: { region, turn } }) : again
+            )
           )
-        )
-      }
-      const deadlock = findDeadlock(key, asker, claim.scope)
-      if (deadlock !== undefined) return Effect.fail(deadlock)
-      return Clock.clockWith((clock) => {
-        const holding = new holdings.Holding(client, key, options, clock)
-        return Effect.as(traceAcquire(holding, holdings.open(holding, scope, claim.wait)), { holding, parent: undefined })
+        }
+        const holding = new holdings.Holding(client, key, options, clock, askedAt)
+        const hold: ScopedHold | undefined = claim.isBody ? undefined : { asker, scope: claim.scope, holding }
+        const ask = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
+          const deadlock = findDeadlock(key, asker, claim.scope)
+          if (deadlock !== undefined) return Effect.fail(deadlock)
+          if (hold !== undefined) remember(key, hold)
+          return Effect.as(traceAcquire(holding, holdings.open(holding, owner, claim.wait)), {
+            holding,
+            nested: undefined
+          })
+        })
+        return hold === undefined
+          ? ask
+          : Effect.andThen(Scope.addFinalizer(owner, Effect.sync(() => forget(key, hold))), ask)
       })
+      return again
     })
 
-  const runInside = <A, E, R>(
-    effect: Effect.Effect<A, E, R>,
-    key: string,
-    { holding, parent }: Entered,
-    asker: regions.Asker,
-    surroundings: regions.Surroundings
-  ): Effect.Effect<A, E | LockLost, R> =>
+  const runInside = <A, E, R>(effect: Effect.Effect<A, E, R>, { holding, nested }: Entered, claim: Claim) =>
     regions.run(
-      regionId(key),
-      new regions.Region(holding, parent),
-      asker,
-      surroundings,
-      parent === undefined ? traceHold(holding, effect) : Effect.raceFirst(Deferred.await(parent.over), effect)
+      regionId(claim.key),
+      new regions.Region(holding, nested?.region),
+      claim.asker,
+      claim.surroundings,
+      nested === undefined ? traceHold(holding, effect) : effect
     )
 
-  const withLock: Lock["Service"]["withLock"] = (effect, key, options) =>
+  const withClaim = <A, E, R>(
+    key: string,
+    options: LockOptions.LockOptions | undefined,
+    use: (claim: Omit<Claim, "scope" | "owner" | "wait" | "isBody">) => Effect.Effect<A, E, R>
+  ): Effect.Effect<A, E | LockInvalid, R> =>
     Effect.flatMap(prepare(key, options), (resolved) =>
       Effect.withFiber((fiber) => {
         const surroundings = fiber.getRef(regions.CurrentSurroundings)
-        const asker = regions.askerOf(surroundings, fiber.id)
-        return Effect.scopedWith((scope) =>
-          Effect.flatMap(
-            enter(key, resolved, asker, surroundings, scope, { wait: true, isBody: true, scope }),
-            (entered) => runInside(effect, key, entered, asker, surroundings)
-          )
-        )
+        return use({ key, options: resolved, asker: regions.askerOf(surroundings, fiber.id), surroundings })
+      }))
+
+  const withLock: Lock["Service"]["withLock"] = (effect, key, options) =>
+    withClaim(key, options, (asked) =>
+      Effect.scopedWith((scope) => {
+        const claim: Claim = { ...asked, scope, owner: scope, wait: true, isBody: true }
+        return Effect.flatMap(enter(claim), (entered) => runInside(effect, entered, claim))
       }))
 
   const withLockIfAvailable: Lock["Service"]["withLockIfAvailable"] = (effect, key, options) =>
-    Effect.flatMap(prepare(key, options), (resolved) =>
-      Effect.withFiber((fiber) => {
-        const surroundings = fiber.getRef(regions.CurrentSurroundings)
-        const asker = regions.askerOf(surroundings, fiber.id)
-        return Effect.scopedWith((scope) =>
-          Effect.flatMap(
-            ifAvailable(enter(key, resolved, asker, surroundings, scope, { wait: false, isBody: true, scope })),
-            (entered) =>
-              Option.isNone(entered)
-                ? Effect.succeedNone
-                : Effect.asSome(runInside(effect, key, entered.value, asker, surroundings))
-          )
-        )
+    withClaim(key, options, (asked) =>
+      Effect.scopedWith((scope) => {
+        const claim: Claim = { ...asked, scope, owner: scope, wait: false, isBody: true }
+        return Effect.flatMap(ifAvailable(enter(claim)), (entered) =>
+          Option.isNone(entered) ? Effect.succeedNone : Effect.asSome(runInside(effect, entered.value, claim)))
       }))
 
   /** A scope of its own ends with a failed or interrupted acquisition at once, however long the caller's lives. */
   const enterScoped = (
     key: string,
-    options: LockOptions.Resolved,
+    options: LockOptions.LockOptions | undefined,
     wait: boolean
-  ): Effect.Effect<Lease, EnterError, Scope.Scope> =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.withFiber<Lease, EnterError, Scope.Scope>((fiber) =>
+  ): Effect.Effect<Lease, EnterError | LockInvalid, Scope.Scope> =>
+    withClaim(key, options, (asked) =>
+      Effect.uninterruptibleMask((restore) =>
         Effect.flatMap(Scope.Scope, (scope) => {
-          const surroundings = fiber.getRef(regions.CurrentSurroundings)
-          const asker = regions.askerOf(surroundings, fiber.id)
-          const child = Scope.forkUnsafe(scope)
-          return restore(enter(key, options, asker, surroundings, child, { wait, isBody: false, scope })).pipe(
-            Effect.tap(({ holding, parent }) =>
-              parent === undefined ? remember(key, { asker, scope, token: holding.token }, child) : Effect.void
-            ),
-            Effect.map(({ holding, parent }) => makeLease(holding, parent)),
-            Effect.onError((cause) => Scope.close(child, Exit.failCause(cause)))
+          const owner = Scope.forkUnsafe(scope)
+          return restore(enter({ ...asked, scope, owner, wait, isBody: false })).pipe(
+            Effect.map(makeLease),
+            Effect.onError((cause) => Scope.close(owner, Exit.failCause(cause)))
           )
         })
-      )
-    )
-
-  const remember = (key: string, hold: ScopedHold, scope: Scope.Scope): Effect.Effect<void> => {
-    const holds = scopedHolds.get(key) ?? new Set()
-    scopedHolds.set(key, holds.add(hold))
-    return Scope.addFinalizer(
-      scope,
-      Effect.sync(() => {
-        holds.delete(hold)
-        if (holds.size === 0 && scopedHolds.get(key) === holds) scopedHolds.delete(key)
-      })
-    )
-  }
+      ))
 
   return Lock.of({
-    acquire: (key, options) => Effect.flatMap(prepare(key, options), (resolved) => enterScoped(key, resolved, true)),
-    tryAcquire: (key, options) =>
-      Effect.flatMap(prepare(key, options), (resolved) => ifAvailable(enterScoped(key, resolved, false))),
+    acquire: (key, options) => enterScoped(key, options, true),
+    tryAcquire: (key, options) => ifAvailable(enterScoped(key, options, false)),
     withLock,
     withLockIfAvailable,
     inspect: (key) => {
@@ -481,20 +480,25 @@ const randomId = Effect.sync(() => {
   return crypto.randomUUID().replaceAll("-", "")
 })
 
-const ifAvailable = <A, R>(effect: Effect.Effect<A, EnterError, R>): Effect.Effect<Option.Option<A>, Exclude<EnterError, LockTimeout | LockDeadlock>, R> =>
+const ifAvailable = <A, R>(
+  effect: Effect.Effect<A, LockError, R>
+): Effect.Effect<Option.Option<A>, TryError, R> =>
   Effect.asSome(effect).pipe(
     Effect.catchTag(["LockTimeout", "LockDeadlock"], () => Effect.succeedNone)
   )
 
-const makeLease = (holding: holdings.Holding, parent: regions.Region | undefined): Lease => {
-  const over = parent === undefined
+const makeLease = ({ holding, nested }: Entered): Lease => {
+  const over = nested === undefined
     ? Deferred.await(holding.over)
-    : Effect.raceFirst(Deferred.await(holding.over), Deferred.await(parent.over))
-  const loss = () => holding.check() ?? (parent?.open === false ? regions.ended(parent) : undefined)
-  const check = Effect.suspend(() => {
-    const lost = loss()
-    return lost === undefined ? Effect.void : Effect.fail(lost)
-  })
+    : Effect.raceAllFirst([
+      Deferred.await(holding.over),
+      Deferred.await(nested.region.over),
+      Effect.andThen(Deferred.await(nested.turn.done), Effect.suspend(() => Effect.fail(regions.ended(nested.region))))
+    ])
+  const loss = () =>
+    holding.check() ??
+      (nested !== undefined && (nested.turn.isDone || !nested.region.open) ? regions.ended(nested.region) : undefined)
+  const check = holdings.failIf(loss)
   return {
     key: holding.key,
     holderId: holding.holderId,
@@ -504,44 +508,54 @@ const makeLease = (holding: holdings.Holding, parent: regions.Region | undefined
     ),
     isValid: Effect.sync(() => loss() === undefined),
     lost: over,
-    protect: (effect) => Effect.andThen(check, Effect.raceFirst(over, effect)),
+    protect: (effect) => holdings.protect(over, check, effect),
     check,
-    extend: (ttl) => Effect.flatMap(LockOptions.resolveTtl(ttl), (millis) => Effect.andThen(check, holdings.extend(holding, millis)))
+    extend: (ttl) =>
+      Effect.flatMap(LockOptions.resolveTtl(ttl), (millis) =>
+        holdings.protect(over, check, holdings.extend(holding, millis)))
   }
 }
 
 /** Ends every lock of a closing layer: waiters and guarded work end by themselves, the rest is released for them. */
 const closeAll = (client: holdings.Client, timeout: number): Effect.Effect<void> =>
   Effect.suspend(() => {
+    client.closed = true
     const open = Array.from(client.holdings)
     for (const holding of open) {
       holding.ended = Deferred.makeUnsafe()
       holding.lose("Closed")
     }
-    return Effect.forEach(open, (holding) => Deferred.await(holding.ended!), { concurrency: "unbounded", discard: true })
+    return Effect.forEach(open, (holding) => Deferred.await(holding.ended!), {
+      concurrency: "unbounded",
+      discard: true
+    })
       .pipe(
         Effect.timeoutOption(timeout),
-        Effect.andThen(Effect.suspend(() =>
-          Effect.forEach(Array.from(client.holdings), holdings.end, { concurrency: "unbounded", discard: true })
-        ))
+        Effect.andThen(
+          Effect.suspend(() =>
+            Effect.forEach(Array.from(client.holdings), holdings.end, { concurrency: "unbounded", discard: true })
+          )
+        )
       )
   })
 
 /** The span of waiting for a lock names who was in the way. */
 const traceAcquire = <E>(holding: holdings.Holding, acquiring: Effect.Effect<unknown, E>): Effect.Effect<void, E> =>
-  Effect.useSpan("Lock.acquire", { attributes: attributes(holding) }, (span) =>
-    Effect.onExit(Effect.provideService(acquiring, Tracer.ParentSpan, span), (exit) => {
-      const outcome = outcomeOf(exit)
-      const waited = holding.waitedFor()
-      span.attribute("lock.outcome", outcome)
-      span.attribute("lock.wait_ms", waited)
-      if (holding.token > 0) span.attribute("lock.token", holding.token)
-      if (holding.blockedBy !== undefined) span.attribute("lock.blocked_by", holding.blockedBy)
-      return Effect.andThen(
-        Metric.update(Metric.withAttributes(LockMetrics.acquisitions, { outcome }), 1),
-        Metric.update(LockMetrics.wait, waited)
-      )
-    }))
+  Effect.useSpan(
+    "Lock.acquire",
+    { attributes: attributes(holding) },
+    (span) =>
+      Effect.onExit(Effect.provideService(acquiring, Tracer.ParentSpan, span), (exit) => {
+        const outcome = outcomeOf(exit)
+        const waited = holding.waitedFor()
+        span.attribute("lock.outcome", outcome)
+        span.attribute("lock.wait_ms", waited)
+        if (holding.token > 0) span.attribute("lock.token", holding.token)
+        if (holding.blockedBy !== undefined) span.attribute("lock.blocked_by", holding.blockedBy)
+        const counted = Metric.update(Metric.withAttributes(LockMetrics.acquisitions, { outcome }), 1)
+        return Exit.isSuccess(exit) ? Effect.andThen(counted, Metric.update(LockMetrics.wait, waited)) : counted
+      })
+  )
 
 const traceHold = <A, E, R>(holding: holdings.Holding, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.useSpan(
@@ -559,5 +573,6 @@ const attributes = (holding: holdings.Holding) => ({
 const outcomeOf = (exit: Exit.Exit<unknown, unknown>): string => {
   if (Exit.isSuccess(exit)) return "granted"
   const failure = Exit.findErrorOption(exit)
-  return Option.isSome(failure) && Predicate.hasProperty(failure.value, "_tag") ? String(failure.value._tag) : "interrupted"
+  if (Option.isSome(failure) && Predicate.hasProperty(failure.value, "_tag")) return String(failure.value._tag)
+  return Exit.hasInterrupts(exit) ? "interrupted" : "died"
 }

@@ -74,16 +74,14 @@ export class LockTimeout extends Schema.TaggedError<LockTimeout>()("LockTimeout"
  * @category errors
  * @since 0.1.0
  */
-export class LockStoreError
-  extends Schema.TaggedError<LockStoreError>()("LockStoreError", {
-    store: Schema.String,
-    operation: Schema.String,
-    reason: Schema.Literals(["Timeout", "Unavailable", "Refused"]),
-    limit: Schema.optional(Schema.Number),
-    detail: Schema.optional(Schema.String),
-    cause: Schema.optional(Schema.Defect())
-  })
-{
+export class LockStoreError extends Schema.TaggedError<LockStoreError>()("LockStoreError", {
+  store: Schema.String,
+  operation: Schema.String,
+  reason: Schema.Literals(["Timeout", "Unavailable", "Refused"]),
+  limit: Schema.optional(Schema.Number),
+  detail: Schema.optional(Schema.String),
+  cause: Schema.optional(Schema.Defect())
+}) {
   override get message(): string {
     const detail = this.detail === undefined ? "" : `: ${this.detail}`
     switch (this.reason) {
@@ -159,7 +157,8 @@ export class LockDeadlock extends Schema.TaggedError<LockDeadlock>()("LockDeadlo
   token: Schema.Number
 }) {
   override get message(): string {
-    return `Lock "${this.key}" is already held (token ${this.token}) by this fiber or scope through Lock.acquire; ` +
+    const state = this.token > 0 ? `held (token ${this.token})` : "asked for"
+    return `Lock "${this.key}" is already ${state} by this fiber or scope through Lock.acquire; ` +
       `waiting for it would never end. Use the lease at hand, nest inside Lock.withLock, or close its scope first`
   }
 }

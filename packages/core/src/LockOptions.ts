@@ -5,6 +5,7 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { format } from "effect/Formatter"
 import * as Schedule from "effect/Schedule"
 import { LockInvalid, type LockStoreError } from "./LockError.ts"
 
@@ -109,10 +110,14 @@ export const resolve = (
       holder: options.holder ?? base.holder
     }
     if (resolved.renewEvery !== undefined && resolved.renewEvery >= resolved.ttl) {
-      throw invalid("renewEvery", options.renewEvery, `renew before the ttl of ${resolved.ttl} ms is over, by default at a third`)
+      throw invalid(
+        "renewEvery",
+        options.renewEvery ?? resolved.renewEvery,
+        `renew before the ttl of ${resolved.ttl} ms is over, by default at a third`
+      )
     }
     if (resolved.minHold > resolved.maxHold) {
-      throw invalid("minHold", options.minHold, `must not exceed maxHold of ${resolved.maxHold} ms`)
+      throw invalid("minHold", options.minHold ?? resolved.minHold, `must not exceed maxHold of ${resolved.maxHold} ms`)
     }
     checkMetadata(resolved.holder)
     return Effect.succeed(resolved)
@@ -139,7 +144,9 @@ export const resolveTtl = (ttl: Duration.Input): Effect.Effect<number, LockInval
 export const checkKey = (key: string): LockInvalid | undefined => {
   if (typeof key !== "string") return invalid("key", key, "a key is a string")
   if (key.length === 0) return invalid("key", key, "a key has at least one character")
-  if (key.length > 1024) return invalid("key", `${key.slice(0, 40)}…`, "a key has at most 1024 characters; hash longer ones")
+  if (key.length > 1024) {
+    return invalid("key", `${key.slice(0, 40)}…`, "a key has at most 1024 characters; hash longer ones")
+  }
   return undefined
 }
 
@@ -163,6 +170,8 @@ const duration = <A extends number | undefined>(
 const maxFinite = 2 ** 31 - 1
 
 const parse = (option: string, input: Exclude<Duration.Input, number>): number => {
+  // Effect takes these for zero.
+  if (typeof input === "object" && input !== null && Object.values(input).some(Number.isNaN)) return NaN
   try {
     return Duration.toMillis(Duration.fromInputUnsafe(input))
   } catch {
@@ -177,4 +186,4 @@ const checkMetadata = (holder: Readonly<Record<string, string>>): void => {
 }
 
 const invalid = (input: string, value: unknown, fix: string): LockInvalid =>
-  new LockInvalid({ input, value: typeof value === "string" ? JSON.stringify(value) : String(value), fix })
+  new LockInvalid({ input, value: format(value), fix })

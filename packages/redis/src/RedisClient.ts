@@ -53,11 +53,16 @@ export const make = Effect.fnUntraced(function*(
   options: RedisOptions,
   commandTimeout: number
 ): Effect.fn.Return<RedisClient, LockError.LockStoreError, Scope.Scope> {
-  const redis = yield* connect(() => {
-    const all: RedisOptions & { replyMapping: "legacy" } = { connectionName: "effect-lock", ...options, ...reliable(commandTimeout), replyMapping: "legacy" }
+  const connection = yield* connect(() => {
+    const all: RedisOptions & { replyMapping: "legacy" } = {
+      connectionName: "effect-lock",
+      ...options,
+      ...reliable(commandTimeout),
+      replyMapping: "legacy"
+    }
     return url === undefined ? new Redis(all) : new Redis(url, all)
   }, commandTimeout)
-  return yield* makeFrom(redis, commandTimeout, true)
+  return yield* makeFrom(connection.redis, commandTimeout, connection)
 })
 
 /**
@@ -70,7 +75,7 @@ export const make = Effect.fnUntraced(function*(
 export const fromConnection = (
   redis: Redis | Cluster,
   commandTimeout: number
-): Effect.Effect<RedisClient, never, Scope.Scope> => makeFrom(redis, commandTimeout, false)
+): Effect.Effect<RedisClient, never, Scope.Scope> => makeFrom(redis, commandTimeout, undefined)
 
 // With ioredis' defaults a script whose reply was lost runs again after the reconnect, and a command waits through any
 // number of failed connections. Time-outs and retries are ours.
@@ -80,21 +85,40 @@ const reliable = (commandTimeout: number) => ({
   autoResendUnfulfilledCommands: false,
   maxRetriesPerRequest: 0,
   connectTimeout: commandTimeout,
+  // How long a connection that hangs is given to close in good order before it is cut.
+  disconnectTimeout: 200,
   retryStrategy: (attempt: number) => Math.min(50 * 2 ** Math.min(attempt, 5), 1000) * (0.75 + Math.random() / 2)
 })
 
-const connect = (open: () => Redis, timeout: number): Effect.Effect<Redis, LockError.LockStoreError, Scope.Scope> =>
+/** A connection of our own, and what it was last lost for: ioredis itself reports only that it was. */
+interface Connection {
+  readonly redis: Redis
+  lastError: unknown
+}
+
+const connect = (
+  open: () => Redis,
+  timeout: number
+): Effect.Effect<Connection, LockError.LockStoreError, Scope.Scope> =>
   Effect.acquireRelease(
     Effect.sync(() => {
-      const redis = open()
+      const connection: Connection = { redis: open(), lastError: undefined }
       // Without a listener ioredis prints every connection error; commands report them.
-      redis.on("error", () => {})
-      return redis
+      connection.redis.on("error", (error) => {
+        connection.lastError = error
+      })
+      connection.redis.on("ready", () => {
+        connection.lastError = undefined
+      })
+      return connection
     }),
-    (redis) => Effect.sync(() => redis.disconnect())
+    ({ redis }) => Effect.sync(() => redis.disconnect())
   ).pipe(
-    Effect.tap((redis) =>
-      Effect.tryPromise({ try: () => redis.connect(), catch: (cause) => failure("connect", cause) }).pipe(
+    Effect.tap((connection) =>
+      Effect.tryPromise({
+        try: () => connection.redis.connect(),
+        catch: (cause) => failure("connect", cause, connection.lastError)
+      }).pipe(
         Effect.timeoutOrElse({ duration: timeout, orElse: () => Effect.fail(timedOut("connect", timeout)) })
       )
     )
@@ -115,7 +139,7 @@ interface Pending {
 const makeFrom = Effect.fnUntraced(function*(
   redis: Redis | Cluster,
   commandTimeout: number,
-  owned: boolean
+  owned: Connection | undefined
 ): Effect.fn.Return<RedisClient, never, Scope.Scope> {
   const commander = redis as unknown as Commander
   const clock = yield* Clock.clockWith(Effect.succeed)
@@ -126,6 +150,8 @@ const makeFrom = Effect.fnUntraced(function*(
   const pending = new Set<Pending>()
   const busy = Latch.makeUnsafe(false)
   let lastReplyAt = now()
+  // What is sent again over a new connection has not been waiting for that one.
+  if (owned !== undefined) owned.redis.on("ready", () => void (lastReplyAt = now()))
   yield* Effect.gen(function*() {
     while (true) {
       yield* busy.await
@@ -142,7 +168,7 @@ const makeFrom = Effect.fnUntraced(function*(
       pending.delete(oldest)
       oldest.resume(Effect.fail(timedOut(oldest.operation, commandTimeout)))
       // Replies come in order: none since it was sent means that the connection hangs, half-open perhaps for minutes.
-      if (owned && lastReplyAt < oldest.sentAt && redis.status === "ready") (redis as Redis).disconnect(true)
+      if (owned !== undefined && lastReplyAt < oldest.sentAt && mayHang.has(redis.status)) owned.redis.disconnect(true)
     }
   }).pipe(Effect.forkScoped)
 
@@ -158,10 +184,12 @@ const makeFrom = Effect.fnUntraced(function*(
         lastReplyAt = now()
         if (pending.delete(command)) resume(effect)
       }
-      send().then(
-        (reply) => settle(Effect.succeed(reply)),
-        (cause) => settle(Effect.fail(failure(operation, cause)))
-      )
+      const settleWith = (cause: unknown) => settle(Effect.fail(failure(operation, cause, owned?.lastError)))
+      try {
+        send().then((reply) => settle(Effect.succeed(reply)), settleWith)
+      } catch (cause) {
+        settleWith(cause)
+      }
       return Effect.sync(() => void pending.delete(command))
     })
 
@@ -175,33 +203,39 @@ const makeFrom = Effect.fnUntraced(function*(
   const command: RedisClient["command"] = (name, ...args) => bounded(name, () => commander.call(name, ...args))
 
   const subscribe: RedisClient["subscribe"] = Effect.fnUntraced(function*(channel, onMessage, onReconnect) {
-    const subscriber = yield* connect(
+    const connection = yield* connect(
       () =>
         (redis as Redis).duplicate({
           ...reliable(commandTimeout),
           // A subscriber that speaks RESP3 drops what the server pushes on its own account.
           protocol: 2,
           enableAutoPipelining: false,
+          // What ioredis subscribes again by itself it forgets when that fails, with a rejection that nobody can handle.
+          autoResubscribe: false,
+          // Nobody else would notice that a handshake or a subscription of a later connection gets no answer.
+          socketTimeout: commandTimeout,
           connectionName: "effect-lock-subscriber"
         }),
       commandTimeout
     )
+    const subscriber = connection.redis
     yield* Effect.acquireRelease(
       Effect.sync(() => {
         const message = (_channel: string, text: string) => onMessage(text)
+        const ready = () => void subscriber.subscribe(channel).then(onReconnect, () => {})
         subscriber.on("message", message)
-        subscriber.on("ready", onReconnect)
-        return message
+        subscriber.on("ready", ready)
+        return { message, ready }
       }),
-      (message) =>
+      ({ message, ready }) =>
         Effect.sync(() => {
           subscriber.off("message", message)
-          subscriber.off("ready", onReconnect)
+          subscriber.off("ready", ready)
         })
     )
     yield* Effect.tryPromise({
       try: () => subscriber.subscribe(channel),
-      catch: (cause) => failure("subscribe", cause)
+      catch: (cause) => failure("subscribe", cause, connection.lastError)
     }).pipe(
       Effect.timeoutOrElse({
         duration: commandTimeout,
@@ -213,15 +247,28 @@ const makeFrom = Effect.fnUntraced(function*(
   return { run, command, subscribe }
 })
 
+// While it connects ioredis bounds the time itself, but not that of the handshake after it.
+const mayHang = new Set(["connect", "ready"])
+
 const timedOut = (operation: string, limit: number): LockError.LockStoreError =>
   new LockError.LockStoreError({ store: "redis", operation, reason: "Timeout", limit })
 
-const failure = (operation: string, cause: unknown): LockError.LockStoreError => {
-  const detail = cause instanceof Error ? cause.message : String(cause)
-  const isReply = cause instanceof Error && cause.name === "ReplyError"
-  const reason = isReply && !transient.test(detail) ? "Refused" : "Unavailable"
+const failure = (operation: string, rejection: unknown, connectionError: unknown): LockError.LockStoreError => {
+  const cause = isReplyError(rejection) ? rejection : connectionError ?? rejection
+  const detail = describe(cause)
+  const reason = isReplyError(cause) && !transient.test(detail) ? "Refused" : "Unavailable"
   return new LockError.LockStoreError({ store: "redis", operation, reason, detail, cause })
 }
+
+const describe = (cause: unknown): string => {
+  if (!(cause instanceof Error)) return String(cause)
+  // It names an option that nobody has set.
+  if (cause.name === "MaxRetriesPerRequestError") return "the connection was lost"
+  // Addresses that all refused make up an error with a code, but without a message.
+  return cause.message === "" && "code" in cause ? String(cause.code) : cause.message
+}
+
+const isReplyError = (cause: unknown): boolean => cause instanceof Error && cause.name === "ReplyError"
 
 // Answers of a server that will do what was asked once it has finished something else.
 const transient = /^(LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY) /

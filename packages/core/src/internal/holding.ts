@@ -1,4 +1,5 @@
-import * as Clock from "effect/Clock"
+import * as Cause from "effect/Cause"
+import type * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -25,6 +26,8 @@ export interface Client {
   /** Owns what outlives a lock's own scope: the background abandon of a lost lease. */
   readonly scope: Scope.Scope
   sequence: number
+  /** No command that asks for a lock is sent any more. */
+  closed: boolean
   /** The highest token seen: every later grant's is greater. */
   floor: number
 }
@@ -58,17 +61,21 @@ export class Holding implements Held {
   renewedAt: Instant
   renewEvery = 0
   /** The last answer that left the outcome of a renewal unknown. */
-  unconfirmed: LockStoreError | undefined = undefined
+  unconfirmed: unknown = undefined
   ended: Deferred.Deferred<void> | undefined = undefined
 
-  constructor(client: Client, key: string, options: Resolved, clock: Clock.Clock) {
+  constructor(client: Client, key: string, options: Resolved, clock: Clock.Clock, askedAt: Instant) {
     this.client = client
     this.key = key
     this.options = options
     this.holderId = `${client.id}-${(client.sequence++).toString(36)}`
     this.clock = clock
     this.ttl = options.ttl
-    this.askedAt = this.confirmedAt = this.renewedAt = this.grantedAt = nowUnsafe(clock)
+    this.askedAt =
+      this.confirmedAt =
+      this.renewedAt =
+      this.grantedAt =
+        askedAt
   }
 
   get metadata(): Readonly<Record<string, string>> {
@@ -98,7 +105,9 @@ export class Holding implements Held {
     }
     this.renewedAt = sentAt
     // A pushed grant may live for less than the ttl asked for: its first renewal is due sooner.
-    this.renewEvery = this.options.renewEvery !== undefined && ttl >= this.options.ttl ? this.options.renewEvery : ttl / 3
+    this.renewEvery = this.options.renewEvery !== undefined && ttl >= this.options.ttl
+      ? this.options.renewEvery
+      : Math.floor(ttl / 3)
     this.unconfirmed = undefined
   }
 
@@ -150,38 +159,42 @@ export const open = (
   scope: Scope.Scope,
   wait: boolean
 ): Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout> =>
-  Effect.suspend(() => {
-    holding.client.holdings.add(holding)
-    return Effect.andThen(
-      Scope.addFinalizer(scope, end(holding)),
-      Effect.flatMap(awaitGrant(holding, wait), (grant) => {
+  Effect.andThen(
+    Scope.addFinalizer(scope, end(holding)),
+    Effect.flatMap(awaitGrant(holding, wait), (grant) =>
+      Effect.withFiber((fiber): Effect.Effect<unknown, LockClosed> => {
+        // The end may have come between the answer and now, and would not come again.
+        if (holding.lostFor !== undefined) return stopped(holding)
         holding.grant(grant)
+        LockMetrics.held.modifyUnsafe(1, fiber.context)
         return Effect.forkIn(keep(holding), scope, { startImmediately: true })
-      })
-    )
-  })
+      }))
+  ) as Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout>
 
 /**
- * The work of a held lease: interrupted when the lease is lost, and the whole then fails with `LockLost` (G4).
+ * The work of a held lease: interrupted when the lease is lost, and the whole then fails with `LockLost` (G4). What
+ * succeeded only after the deadline was over before any timer could tell: that is a loss, too.
  *
  * @internal
  */
-export const protect = <A, E, R>(holding: Holding, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | LockLost, R> =>
+export const protect = <A, E, R>(
+  over: Effect.Effect<never, LockLost>,
+  check: Effect.Effect<void, LockLost>,
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | LockLost, R> => Effect.andThen(check, Effect.raceFirst(over, Effect.tap(effect, () => check)))
+
+/** @internal */
+export const failIf = (loss: () => LockLost | undefined): Effect.Effect<void, LockLost> =>
   Effect.suspend(() => {
-    const loss = holding.check()
-    return loss === undefined ? Effect.raceFirst(Deferred.await(holding.over), effect) : Effect.fail(loss)
+    const lost = loss()
+    return lost === undefined ? Effect.void : Effect.fail(lost)
   })
 
 /** @internal */
-export const extend = (holding: Holding, ttl: number): Effect.Effect<void, LockLost | LockStoreError> =>
+export const extend = (holding: Holding, ttl: number): Effect.Effect<void, LockStoreError> =>
   Effect.suspend(() => {
-    const loss = holding.check()
-    if (loss !== undefined) return Effect.fail(loss)
     holding.ttl = ttl
-    return Effect.flatMap(renewOnce(holding), () => {
-      const loss = holding.check()
-      return loss === undefined ? Effect.void : Effect.fail(loss)
-    })
+    return renewOnce(holding)
   })
 
 const reportLoss = (holding: Holding): Effect.Effect<void> =>
@@ -212,11 +225,16 @@ const awaitGrant = (
     store.abandon(holding.key, holding.holderId).pipe(
       Effect.tap(() => Effect.sync(() => holding.phase = "new")),
       Effect.catch(() => Effect.succeed(lastKnown)),
-      Effect.flatMap(giveUp)
+      // Granted at the very last moment, and given back: what is worth telling is who was in the way until then.
+      Effect.flatMap((standing) =>
+        giveUp(standing.holders.some(({ holderId }) => holderId === holding.holderId) ? lastKnown : standing)
+      )
     )
 
   const ask = Effect.suspend((): Effect.Effect<Attempt, LockClosed | LockStoreError> => {
+    if (holding.client.closed) holding.lose("Closed")
     if (holding.lostFor !== undefined) return stopped(holding)
+    holding.client.holdings.add(holding)
     holding.phase = "asked"
     return store.attempt({
       key: holding.key,
@@ -238,7 +256,7 @@ const awaitGrant = (
     const bounded = options.waitTimeout === Infinity
       ? Effect.asSome(signalled)
       : Effect.timeoutOption(signalled, Math.max(0, timeLeft()))
-    return counted(Effect.andThen(Metric.update(LockMetrics.contended, 1), bounded))
+    return counted(bounded)
   }
 
   /** A grant that took longer to arrive than it lives must be confirmed before anybody relies on it. */
@@ -255,6 +273,7 @@ const awaitGrant = (
 
   return Effect.gen(function*() {
     let standing: Standing = { holders: [], position: -1, queueLength: 0 }
+    let contended = false
     while (true) {
       const attempt = yield* ask
       // The scope or the layer may have closed while the command was under way, and its abandon may have come too early.
@@ -271,7 +290,11 @@ const awaitGrant = (
         grant = attempt.grant
       } else {
         standing = attempt.standing
-        holding.blockedBy = standing.holders[0]?.holderId
+        if (!contended) {
+          contended = true
+          holding.blockedBy = standing.holders[0]?.holderId
+          yield* Metric.update(LockMetrics.contended, 1)
+        }
         const signal = yield* queued(attempt.signal)
         if (Option.isNone(signal)) return yield* leave(standing)
         if (signal.value._tag === "Granted") grant = signal.value.grant
@@ -321,13 +344,13 @@ const keep = (holding: Holding): Effect.Effect<void> =>
       }
       const untilRenewal = holding.renewEvery - elapsedUnsafe(holding.renewedAt, holding.clock)
       if (untilRenewal > 0) {
-        yield* Effect.sleep(Math.min(untilRenewal, untilLoss(holding), suspensionCheck))
+        yield* Effect.sleep(nap(Math.min(untilRenewal, untilLoss(holding))))
         continue
       }
       // Without an answer by then it is interrupted when this fiber ends, which is after the loss was signalled.
       const renewal = yield* Effect.forkChild(renewUntilKnown(holding), { startImmediately: true })
       while (renewal.pollUnsafe() === undefined && untilLoss(holding) > 0) {
-        yield* Effect.timeoutOption(Fiber.await(renewal), Math.min(untilLoss(holding), suspensionCheck))
+        yield* Effect.timeoutOption(Fiber.await(renewal), nap(untilLoss(holding)))
       }
     }
   }).pipe(Effect.ensuring(Effect.suspend(() => reportLoss(holding))))
@@ -336,15 +359,24 @@ const maxHoldLeft = (holding: Holding): number => holding.options.maxHold - hold
 
 const untilLoss = (holding: Holding): number => Math.min(holding.timeLeft(), maxHoldLeft(holding))
 
-/** Timers stand still while a machine is suspended, so no sleep is longer than this before the clocks are read again. */
-const suspensionCheck = 1000
+/**
+ * Timers stand still while a machine is suspended, so no sleep is longer than a second before the clocks are read again.
+ * None is shorter than a microsecond either: what rounds to nothing would be slept over and over without time passing.
+ */
+const nap = (millis: number): number => Math.min(Math.max(millis, 0.001), 1000)
 
 /** Unknown outcomes are tried again; the deadline ends the trying. */
 const renewUntilKnown = (holding: Holding): Effect.Effect<void> =>
   renewOnce(holding).pipe(
+    // A bug of the store leaves the outcome as unknown as a lost reply does.
+    Effect.catchDefect((cause) =>
+      Effect.fail(
+        new LockStoreError({ store: holding.client.store.name, operation: "renew", reason: "Unavailable", cause })
+      )
+    ),
     Effect.retry(holding.options.renewRetry),
     // Out of tries: the next regular renewal is another chance.
-    Effect.catch(() => Effect.sleep(Math.max(1, holding.renewEvery)))
+    Effect.catchCause(() => Effect.sleep(Math.max(1, holding.renewEvery)))
   )
 
 const renewOnce = (holding: Holding): Effect.Effect<void, LockStoreError> =>
@@ -354,17 +386,21 @@ const renewOnce = (holding: Holding): Effect.Effect<void, LockStoreError> =>
     return holding.client.store.renew(holding, ttl).pipe(
       Effect.flatMap((confirmation) => {
         if (confirmation === "Done") {
-          holding.confirm(sentAt, ttl)
+          // A reply that comes after the deadline, to a process that slept through it, brings nothing back.
+          if (holding.check() === undefined) holding.confirm(sentAt, ttl)
           return countRenewal("done")
         }
         holding.lose("NotHeld")
         return countRenewal("not_held")
       }),
-      Effect.tapError((error) => {
-        holding.unconfirmed = error
+      Effect.tapCause((cause) => {
+        holding.unconfirmed = Cause.squash(cause)
         return Effect.andThen(
           countRenewal("failed"),
-          annotate(holding, Effect.logWarning(`Renewal not confirmed, ${Math.round(holding.timeLeft())} ms left`, error))
+          annotate(
+            holding,
+            Effect.logWarning(`Renewal not confirmed, ${Math.round(holding.timeLeft())} ms left`, cause)
+          )
         )
       })
     )
@@ -382,43 +418,44 @@ const countRenewal = (outcome: "done" | "not_held" | "failed"): Effect.Effect<vo
 export const end = (holding: Holding): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { lostFor, phase } = holding
+    if (phase === "ended") return Effect.void
     holding.phase = "ended"
-    holding.client.holdings.delete(holding)
     holding.lose("Released")
-    const finish = phase === "new" || phase === "ended"
+    const finish = phase === "new"
       ? Effect.void
-      : lostFor === undefined && phase === "held"
-      ? release(holding)
-      : lostFor === undefined || lostFor === "MaxHold" || lostFor === "Closed"
-      ? abandon(holding)
+      : lostFor === "Expired" || lostFor === "NotHeld"
       // The store is unreachable or says that nothing is there: what is left to tidy up must not delay the failure.
-      : Effect.asVoid(Effect.forkIn(abandon(holding), holding.client.scope))
-    return holding.ended === undefined
-      ? finish
-      : Effect.ensuring(finish, Effect.sync(() => Deferred.doneUnsafe(holding.ended!, Effect.void)))
+      ? Effect.asVoid(Effect.forkIn(abandon(holding), holding.client.scope))
+      : phase === "held"
+      ? release(holding)
+      : abandon(holding)
+    return Effect.ensuring(
+      phase === "held" ? Effect.andThen(countEnd(holding), finish) : finish,
+      Effect.sync(() => {
+        // A layer that closes meanwhile waits for the release, too.
+        holding.client.holdings.delete(holding)
+        if (holding.ended !== undefined) Deferred.doneUnsafe(holding.ended, Effect.void)
+      })
+    )
   })
 
+const countEnd = (holding: Holding): Effect.Effect<void> =>
+  Effect.andThen(Metric.modify(LockMetrics.held, -1), Metric.update(LockMetrics.hold, holding.heldFor()))
+
 const release = (holding: Holding): Effect.Effect<void> => {
-  const heldFor = holding.heldFor()
-  return Effect.andThen(
-    Metric.update(LockMetrics.hold, heldFor),
-    unfailing(
-      holding,
-      "release",
-      holding.client.store.release(holding, Math.max(0, Math.ceil(holding.options.minHold - heldFor)))
-    )
-  )
+  const keepFor = Math.max(0, Math.ceil(holding.options.minHold - holding.heldFor()))
+  return unfailing(holding, "release", () => holding.client.store.release(holding, keepFor))
 }
 
 const abandon = (holding: Holding): Effect.Effect<void> =>
-  unfailing(holding, "abandon", holding.client.store.abandon(holding.key, holding.holderId))
+  unfailing(holding, "abandon", () => holding.client.store.abandon(holding.key, holding.holderId))
 
 const unfailing = (
   holding: Holding,
   operation: string,
-  effect: Effect.Effect<unknown, LockStoreError>
+  send: () => Effect.Effect<unknown, LockStoreError>
 ): Effect.Effect<void> =>
-  effect.pipe(
+  Effect.suspend(send).pipe(
     Effect.retry({ schedule: retryRelease, while: (error) => error.reason !== "Refused" }),
     Effect.timeoutOrElse({
       duration: holding.options.releaseTimeout,

@@ -1,13 +1,24 @@
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import * as Option from "effect/Option"
 import { LockStoreError } from "../LockError.ts"
-import type { Attempt, Confirmation, Grant, Held, KeyState, LockStore, Request, Signal, Standing } from "../LockStore.ts"
+import type {
+  Attempt,
+  Confirmation,
+  Grant,
+  Held,
+  KeyState,
+  LockStore,
+  Request,
+  Signal,
+  Standing
+} from "../LockStore.ts"
 import { monotonicUnsafe, nowUnsafe } from "./instant.ts"
 
 /** @internal */
-export const make: Effect.Effect<LockStore["Service"]> = Clock.clockWith((clock) => Effect.sync(() => makeUnsafe(clock)))
+export const make: Effect.Effect<LockStore["Service"]> = Clock.clockWith((clock) =>
+  Effect.sync(() => makeUnsafe(clock))
+)
 
 interface Holder {
   readonly token: number
@@ -15,12 +26,16 @@ interface Holder {
   readonly since: number
   readonly metadata: Readonly<Record<string, string>>
   expiresAt: number
+  /** Kept by nobody until it expires. */
+  released: boolean
 }
 
 interface Waiter {
   readonly request: Request
   readonly since: number
-  readonly granted: Deferred.Deferred<Signal>
+  signal: Signal | undefined
+  /** Done when there is a signal, or a new moment to wait for. */
+  wake: Deferred.Deferred<void>
 }
 
 interface Key {
@@ -29,6 +44,8 @@ interface Key {
   readonly holders: Map<string, Holder>
   /** Insertion order is queue order. */
   readonly queue: Map<string, Waiter>
+  /** The latest moment at which some waiter will look at the clock again. */
+  watchedUntil: number
 }
 
 const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
@@ -46,7 +63,8 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       permits: request.permits,
       since: sentAt.monotonic,
       metadata: request.metadata,
-      expiresAt: sentAt.monotonic + request.ttl
+      expiresAt: sentAt.monotonic + request.ttl,
+      released: false
     })
     return { token: lastToken, ttl: request.ttl, sentAt }
   }
@@ -55,6 +73,12 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
     let permits = key.limit
     for (const holder of key.holders.values()) permits -= holder.permits
     return permits
+  }
+
+  const nextExpiry = (key: Key): number => {
+    let next = Infinity
+    for (const holder of key.holders.values()) next = Math.min(next, holder.expiresAt)
+    return next
   }
 
   /** Drops expired holders, then grants to the head of the queue for as long as it fits: nobody passes the head. */
@@ -66,7 +90,16 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
     for (const [id, waiter] of key.queue) {
       if (waiter.request.permits > free(key)) break
       key.queue.delete(id)
-      Deferred.doneUnsafe(waiter.granted, Effect.succeed({ _tag: "Granted", grant: grant(key, waiter.request) }))
+      waiter.signal = { _tag: "Granted", grant: grant(key, waiter.request) }
+      Deferred.doneUnsafe(waiter.wake, Effect.void)
+    }
+    const next = nextExpiry(key)
+    if (next < key.watchedUntil) {
+      key.watchedUntil = next
+      for (const waiter of key.queue.values()) {
+        Deferred.doneUnsafe(waiter.wake, Effect.void)
+        waiter.wake = Deferred.makeUnsafe()
+      }
     }
     // A waiter may still look at a key that was dropped and made anew: only the current one is dropped.
     if (key.holders.size === 0 && key.queue.size === 0 && keys.get(key.name) === key) keys.delete(key.name)
@@ -102,18 +135,19 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
   const held = (lease: Held): readonly [Key, Holder] | undefined => {
     const key = find(lease.key)
     const holder = key?.holders.get(lease.holderId)
-    return key === undefined || holder?.token !== lease.token ? undefined : [key, holder]
+    return key === undefined || holder?.token !== lease.token || holder.released ? undefined : [key, holder]
   }
 
   /** Nothing but time ends a lease whose holder went away, so whoever waits looks again when one runs out. */
   const awaitGrant = (key: Key, waiter: Waiter): Effect.Effect<Signal> =>
     Effect.suspend(() => {
       pump(key)
-      let next = Infinity
-      for (const holder of key.holders.values()) next = Math.min(next, holder.expiresAt)
-      return Deferred.await(waiter.granted).pipe(
+      if (waiter.signal !== undefined) return Effect.succeed(waiter.signal)
+      const next = nextExpiry(key)
+      key.watchedUntil = Math.max(key.watchedUntil, next)
+      return Deferred.await(waiter.wake).pipe(
         Effect.timeoutOption(Math.max(1, Math.ceil(next - time()))),
-        Effect.flatMap(Option.match({ onNone: () => awaitGrant(key, waiter), onSome: Effect.succeed }))
+        Effect.andThen(awaitGrant(key, waiter))
       )
     })
 
@@ -122,7 +156,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       let key = keys.get(request.key)
       if (key !== undefined) pump(key)
       if (key === undefined || !keys.has(request.key)) {
-        key = { name: request.key, limit: request.limit, holders: new Map(), queue: new Map() }
+        key = { name: request.key, limit: request.limit, holders: new Map(), queue: new Map(), watchedUntil: 0 }
       }
       if (key.limit !== request.limit) {
         return Effect.fail(
@@ -135,7 +169,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
         )
       }
       const mine = key.holders.get(request.holderId)
-      if (mine !== undefined) {
+      if (mine !== undefined && !mine.released) {
         mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
         const grant = { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) }
         return Effect.succeed({ _tag: "Granted", grant })
@@ -149,7 +183,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
         if (!request.wait) {
           return Effect.succeed({ _tag: "Refused", standing: standing(key, request.holderId) })
         }
-        waiter = { request, since: time(), granted: Deferred.makeUnsafe() }
+        waiter = { request, since: time(), signal: undefined, wake: Deferred.makeUnsafe() }
         key.queue.set(request.holderId, waiter)
         keys.set(request.key, key)
       }
@@ -173,6 +207,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       const found = held(lease)
       if (found === undefined) return "NotHeld"
       const [key, holder] = found
+      holder.released = true
       holder.expiresAt = time() + keepFor
       pump(key)
       return "Done"

@@ -1,8 +1,9 @@
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import { LockDeadlock, LockLost, LockTimeout } from "../LockError.ts"
-import { type Holding, protect } from "./holding.ts"
+import { failIf, type Holding, protect } from "./holding.ts"
 
 /**
  * The part of a program that runs under `withLock`. Asking for the same key inside it, in whatever fiber, shares its lease:
@@ -28,14 +29,17 @@ export class Region {
 /** @internal */
 export class Turn {
   readonly asker: Asker
+  readonly scope: Scope.Scope
   /** A region that ends waits for nested bodies, but not for leases acquired into scopes that may be wider than it. */
   readonly isBody: boolean
   /** True: it is this one's turn. False: the region ended first. */
   readonly called: Deferred.Deferred<boolean> = Deferred.makeUnsafe()
   readonly done: Deferred.Deferred<void> = Deferred.makeUnsafe()
+  isDone = false
 
-  constructor(asker: Asker, isBody: boolean) {
+  constructor(asker: Asker, scope: Scope.Scope, isBody: boolean) {
     this.asker = asker
+    this.scope = scope
     this.isBody = isBody
   }
 }
@@ -105,7 +109,16 @@ export const run = <A, E, R>(
   const inside = Effect.withFiber<A, E, R>((fiber) =>
     Effect.provideService(body, CurrentSurroundings, { regions, bodyOf: { fiberId: fiber.id, awaitedBy } })
   )
-  return Effect.onExit(protect(region.holding, inside), () => close(region))
+  const { holding, parent } = region
+  const over = Deferred.await(holding.over)
+  return Effect.onExit(
+    protect(
+      parent === undefined ? over : Effect.raceFirst(over, Deferred.await(parent.over)),
+      failIf(() => holding.check() ?? (parent?.open === false ? ended(parent) : undefined)),
+      inside
+    ),
+    () => close(region)
+  )
 }
 
 /**
@@ -116,23 +129,25 @@ export const run = <A, E, R>(
 export const takeTurn = (
   region: Region,
   turn: Turn,
-  waitTimeout: number
+  wait: { readonly timeout: number; readonly timeLeft: number }
 ): Effect.Effect<boolean, LockDeadlock | LockTimeout> =>
   Effect.suspend((): Effect.Effect<boolean, LockDeadlock | LockTimeout> => {
     if (!region.open) return Effect.succeed(false)
     const first = region.turns[0]
-    if (first !== undefined && waitsFor(first.asker, turn.asker)) {
+    if (first !== undefined && (waitsFor(first.asker, turn.asker) || region.turns.some(sharesScope(turn)))) {
       return Effect.fail(new LockDeadlock({ key: region.holding.key, token: region.holding.token }))
     }
     region.turns.push(turn)
     if (first === undefined) return Effect.succeed(true)
-    return waitTimeout === Infinity
+    return wait.timeLeft === Infinity
       ? Deferred.await(turn.called)
       : Effect.timeoutOrElse(Deferred.await(turn.called), {
-        duration: waitTimeout,
-        orElse: () => Effect.fail(timedOut(region, turn, waitTimeout))
+        duration: Math.max(0, wait.timeLeft),
+        orElse: () => Effect.fail(timedOut(region, turn, wait.timeout))
       })
   })
+
+const sharesScope = (turn: Turn) => (other: Turn): boolean => other.scope === turn.scope
 
 /**
  * Gives a turn back, taken or still waited for, and calls the next one. Harmless when repeated.
@@ -140,6 +155,7 @@ export const takeTurn = (
  * @internal
  */
 export const endTurn = (region: Region, turn: Turn): void => {
+  turn.isDone = true
   const index = region.turns.indexOf(turn)
   if (index === -1) return
   region.turns.splice(index, 1)

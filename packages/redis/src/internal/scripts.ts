@@ -19,14 +19,14 @@ export interface Script {
   readonly sha: string
 }
 
-const script = (name: string, body: string): Script => {
-  const source = prelude + body
+const script = (name: string, body: string, shortcut = ""): Script => {
+  const source = opening + shortcut + machinery + body
   return { name, source, sha: createHash("sha1").update(source).digest("hex") }
 }
 
 // A grant is one string: expiry, token, permits, since, state and offer, client, metadata. State `h` is held, `o` is an
 // offer that nobody confirmed yet, `k` is kept for minHold. Expiry is rounded up, so that a lease never ends early.
-const prelude = `
+const opening = `
 local L, Q, W, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local RETENTION = 60000
 local time = redis.call('TIME')
@@ -39,10 +39,14 @@ if stored[1] then
   used, nextExpiry, fence = tonumber(used), tonumber(nextExpiry), tonumber(fence)
   lastExpiry, limit, ticket = tonumber(lastExpiry), tonumber(limit), tonumber(ticket)
 end
+`
+
+// Not even defined where a shortcut has answered before: closures are what these scripts spend most of their time on.
+const machinery = `
 -- Grants are written together with the summary, by save.
 local writes, changed, extended = {}, false, false
 
-local function int(number) return string.format('%.0f', number) end
+local function int(number) return string.format('%d', number) end
 
 local function parse(grant)
   local expiry, token, permits, since, mode, offer, client, meta =
@@ -52,7 +56,7 @@ local function parse(grant)
 end
 
 local function put(id, grant)
-  writes['h:' .. id] = string.format('%.0f %.0f %.0f %.0f %s%.0f %s %s', grant.expiry, grant.token, grant.permits,
+  writes['h:' .. id] = string.format('%d %d %d %d %s%d %s %s', grant.expiry, grant.token, grant.permits,
     grant.since, grant.mode, grant.offer, grant.client, grant.meta)
   if used == 0 or grant.expiry < nextExpiry then nextExpiry = grant.expiry end
   if grant.expiry > lastExpiry then lastExpiry, extended = grant.expiry, true end
@@ -108,9 +112,11 @@ local function grant(id, permits, ttl, mode, offer, client, meta, floor)
   return fence
 end
 
+local forgotten = false
 local function forget(id)
   redis.call('ZREM', Q, id)
   redis.call('HDEL', W, id)
+  forgotten = true
 end
 
 -- Grants to the head of the queue for as long as it fits; nobody passes the head, unless it is dead. Tells whether anybody
@@ -118,7 +124,11 @@ end
 local function pump(inbox)
   while true do
     local head = redis.call('ZRANGE', Q, 0, 0)[1]
-    if not head then return false end
+    if not head then
+      -- Signs of life outlive the last waiter by nothing.
+      if forgotten then redis.call('DEL', W, C) end
+      return false
+    end
     local waiter = redis.call('HGET', W, head)
     local permits, wanted, offer, client, floor, meta
     if waiter then
@@ -141,7 +151,7 @@ end
 local function save()
   if not changed then return end
   if used == 0 then nextExpiry, lastExpiry = 0, now end
-  local fields = { 's', string.format('%.0f %.0f %.0f %.0f %.0f %.0f', used, nextExpiry, fence, lastExpiry, limit, ticket) }
+  local fields = { 's', string.format('%d %d %d %d %d %d', used, nextExpiry, fence, lastExpiry, limit, ticket) }
   for field, value in pairs(writes) do
     fields[#fields + 1] = field
     fields[#fields + 1] = value
@@ -182,8 +192,7 @@ end
 export const attempt = script(
   "attempt",
   `
-local id, client, ttl, permits, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local wait, floor, meta, offer, liveness = ARGV[6] == '1', tonumber(ARGV[7]), ARGV[8], ARGV[9], tonumber(ARGV[10])
+local id, wait, meta, offer, liveness = ARGV[1], ARGV[6] == '1', ARGV[8], ARGV[9], tonumber(ARGV[10])
 local stamp, place, inbox = ARGV[11], tonumber(ARGV[12]), ARGV[13]
 dropExpired()
 local waiting = pump(inbox)
@@ -216,6 +225,18 @@ end
 alive(client, liveness, stamp)
 save()
 return { 2, redis.call('ZSCORE', Q, id), standing(id), int(nextExpiry - now) }
+`,
+  // Free, and nobody waits.
+  `
+local client, ttl, permits, wanted, floor = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
+if used == 0 and redis.call('EXISTS', Q) == 0 then
+  local token, expiry = math.max(fence + 1, floor + 1, time[1] * 1048576), now + ttl + 1
+  local text = string.format('%d', token)
+  redis.call('HSET', L, 's', string.format('%d %d %s %d %d %d', permits, expiry, text, expiry, wanted, ticket),
+    own, string.format('%d %s %d %d h0 %s %s', expiry, text, permits, now, client, ARGV[8]))
+  redis.call('PEXPIREAT', L, string.format('%d', expiry + RETENTION))
+  return { 1, text }
+end
 `
 )
 
@@ -262,6 +283,17 @@ end
 pump(inbox)
 save()
 return held and 1 or 0
+`,
+  // The only holder goes, and nobody waits.
+  `
+if stored[2] and ARGV[3] == '0' and nextExpiry > now then
+  local token, permits, mode = string.match(stored[2], '^%d+ (%d+) (%d+) %d+ (%a)')
+  if token == ARGV[2] and tonumber(permits) == used and mode ~= 'k' and redis.call('EXISTS', Q) == 0 then
+    redis.call('HDEL', L, own)
+    redis.call('HSET', L, 's', string.format('0 0 %d %d %d %d', fence, now, limit, ticket))
+    return 1
+  end
+end
 `
 )
 
@@ -296,7 +328,7 @@ export const heartbeat = script(
   `
 local client, liveness, stamp, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 dropExpired()
-alive(client, liveness, stamp)
+if redis.call('EXISTS', Q) == 1 then alive(client, liveness, stamp) end
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', C, '-inf', int(now))) do
   redis.call('ZREM', C, dead)
   redis.call('HDEL', W, 'b:' .. dead)

@@ -1,0 +1,61 @@
+import { RedisServer } from "@effect-lock/test-utils"
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import { assert, describe, it } from "@effect/vitest"
+import { Effect, Stream } from "effect"
+import { ChildProcess } from "effect/process"
+
+/** Runs the demo as a user does, on what `npm test` or `npm run build` has built. */
+const demo = Effect.fnUntraced(function*(env: Record<string, string>) {
+  const handle = yield* ChildProcess.make(process.execPath, ["quickstart.ts"], {
+    cwd: `${import.meta.dirname}/..`,
+    env: { REDIS_URL: undefined, FORCE_COLOR: undefined, ...env },
+    extendEnv: true
+  })
+  const output = yield* handle.all.pipe(Stream.decodeText(), Stream.mkString)
+  return { output, exitCode: Number(yield* handle.exitCode) }
+}, Effect.scoped)
+
+const assertTold = ({ exitCode, output }: { readonly exitCode: number; readonly output: string }) => {
+  assert.strictEqual(exitCode, 0, output)
+  assert.match(output, /without a lock: +120, should be 180: 6 of 8 deposits are lost/, output)
+  assert.include(output, "4 inside at once")
+  assert.match(output, /under the lock: +180, should be 180/, output)
+  assert.match(output, /after Ben's turn: +190, should be 190/, output)
+  assert.notInclude(output, "\u001b")
+
+  const [, , guarded = "", loss = ""] = output.split(/^\d {2}/m)
+  assert.notInclude(guarded, "inside at once")
+  const tokens = Array.from(guarded.matchAll(/ reads .* (\d{10,}) /g), ([, token]) => Number(token))
+  assert.lengthOf(tokens, 8)
+  assert.deepStrictEqual(tokens, Array.from(new Set(tokens)).toSorted((a, b) => a - b))
+
+  const steps = [
+    "administrator: deletes the lock",
+    "Ada finalizer: removes the draft",
+    "Ada's audit has failed: LockLost, reason \"NotHeld\"",
+    "Ben writes 190"
+  ].map((step) => loss.indexOf(step))
+  assert.isAbove(steps[0]!, -1, output)
+  assert.deepStrictEqual(steps, steps.toSorted((a, b) => a - b), output)
+  assert.notInclude(loss, "reads page 20 of 20")
+}
+
+describe("examples/quickstart.ts", () => {
+  it.live("counts right under the lock and tells of a lost lease, in memory", () =>
+    Effect.gen(function*() {
+      const told = yield* demo({})
+      assertTold(told)
+      assert.include(told.output, "Locks live in the memory store")
+    }).pipe(Effect.provide(NodeServices.layer)))
+
+  it.live("does the same on Redis, and leaves no key without an expiry", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const told = yield* demo({ REDIS_URL: server.url })
+      assertTold(told)
+      assert.include(told.output, "Locks live in the redis store")
+      for (const key of yield* server.keys("*")) {
+        assert.isAbove(Number(yield* server.command("PTTL", key)), 0, key)
+      }
+    }).pipe(Effect.provide(NodeServices.layer)))
+})

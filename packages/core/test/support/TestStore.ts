@@ -1,0 +1,116 @@
+/**
+ * A memory store that writes down every command it is sent, and does to it what the test says.
+ */
+import { Context, Effect, Exit, Layer, type Scope } from "effect"
+import { Lock, LockError, type LockOptions, LockStore } from "../../src/index.ts"
+
+export type Verb = "attempt" | "renew" | "release" | "abandon"
+
+type Answer<A> = Effect.Effect<A, LockError.LockStoreError>
+
+/** What to do instead of `run`, which does what the memory store does; `index` counts the commands of this verb from 0. */
+type Fault<A> = (run: Answer<A>, index: number) => Answer<A>
+
+export interface TestStore {
+  readonly service: LockStore.LockStore["Service"]
+  /** What happened at the store: commands as they are sent and as they end. Tests add their own events. */
+  readonly trace: Array<string>
+  readonly requests: Array<LockStore.Request>
+  readonly releases: Array<{ readonly lease: LockStore.Held; readonly keepFor: number }>
+  readonly renewals: Array<{ readonly lease: LockStore.Held; readonly ttl: number }>
+  readonly count: (verb: Verb) => number
+  readonly faults: {
+    attempt?: Fault<LockStore.Attempt> | undefined
+    renew?: Fault<LockStore.Confirmation> | undefined
+    release?: Fault<LockStore.Confirmation> | undefined
+    abandon?: Fault<LockStore.Standing> | undefined
+    inspect?: Fault<LockStore.KeyState> | undefined
+  }
+  /** The keys' state, past all faults. */
+  readonly inspect: (key: string) => Effect.Effect<LockStore.KeyState>
+}
+
+export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(function*() {
+  const memory = Context.get(yield* Layer.build(Layer.fresh(LockStore.layerMemory)), LockStore.LockStore)
+  const trace: Array<string> = []
+  const counts = new Map<string, number>()
+  const store: TestStore = {
+    trace,
+    requests: [],
+    releases: [],
+    renewals: [],
+    count: (verb) => counts.get(verb) ?? 0,
+    faults: {},
+    inspect: (key) => Effect.orDie(memory.inspect(key)),
+    service: {
+      ...memory,
+      attempt: (request) =>
+        recorded("attempt", memory.attempt(request), ({ _tag }) => _tag, () => store.requests.push(request)),
+      renew: (lease, ttl) =>
+        recorded("renew", memory.renew(lease, ttl), (answer) => answer, () => store.renewals.push({ lease, ttl })),
+      release: (lease, keepFor) =>
+        recorded(
+          "release",
+          memory.release(lease, keepFor),
+          (answer) => answer,
+          () => store.releases.push({ lease, keepFor })
+        ),
+      abandon: (key, holderId) => recorded("abandon", memory.abandon(key, holderId), () => "done", () => {}),
+      inspect: (key) =>
+        Effect.suspend(() => {
+          const run = memory.inspect(key)
+          return store.faults.inspect === undefined ? run : store.faults.inspect(run, 0)
+        })
+    }
+  }
+
+  const recorded = <A>(verb: Verb, run: Answer<A>, describe: (answer: A) => string, onSent: () => void): Answer<A> =>
+    Effect.suspend(() => {
+      const index = counts.get(verb) ?? 0
+      counts.set(verb, index + 1)
+      trace.push(`${verb} sent`)
+      onSent()
+      const fault = store.faults[verb] as Fault<A> | undefined
+      return Effect.onExit(
+        fault === undefined ? run : fault(run, index),
+        (exit) => Effect.sync(() => trace.push(`${verb} ${describeEnd(exit, describe)}`))
+      )
+    })
+
+  return store
+})
+
+const describeEnd = <A>(exit: Exit.Exit<A, unknown>, describe: (answer: A) => string): string =>
+  Exit.isSuccess(exit)
+    ? describe(exit.value)
+    : Exit.hasInterrupts(exit)
+    ? "interrupted"
+    : Exit.hasDies(exit)
+    ? "died"
+    : "failed"
+
+export const layer = (store: TestStore): Layer.Layer<LockStore.LockStore> =>
+  Layer.succeed(LockStore.LockStore, store.service)
+
+/** One more client of the store, closed with the scope. */
+export const makeLock = (
+  store: TestStore,
+  defaults?: LockOptions.LockOptions
+): Effect.Effect<Lock.Lock["Service"], LockError.LockInvalid, Scope.Scope> =>
+  Effect.map(
+    Layer.build(Lock.layer(defaults).pipe(Layer.provide(layer(store)))),
+    (context) => Context.get(context, Lock.Lock)
+  )
+
+/** A store and a client of it. */
+export const setup = Effect.fnUntraced(function*(defaults?: LockOptions.LockOptions) {
+  const store = yield* make
+  return { store, lock: yield* makeLock(store, defaults) }
+})
+
+const fail = (reason: LockError.LockStoreError["reason"]) =>
+  Effect.fail(new LockError.LockStoreError({ store: "memory", operation: "test", reason }))
+
+export const unavailable = fail("Unavailable")
+
+export const refused = fail("Refused")

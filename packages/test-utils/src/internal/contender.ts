@@ -1,0 +1,163 @@
+import type { LockStoreError } from "@effect-lock/core/LockError"
+import * as LockStore from "@effect-lock/core/LockStore"
+import { assert } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as Crypto from "node:crypto"
+import { expected, Subject } from "./subject.ts"
+
+/** A ttl that does not run out during a check. */
+export const forever = 600_000
+
+export const freshKey: Effect.Effect<string> = Effect.sync(() => Crypto.randomUUID())
+
+/** What a contender asks for, and with which client. Default: one permit of one, waiting, for ever. */
+export interface Wish extends Partial<Omit<LockStore.Request, "key">> {
+  readonly client?: 0 | 1 | undefined
+  /** Instead of one of the suite's. */
+  readonly store?: LockStore.LockStore["Service"] | undefined
+}
+
+/**
+ * Who wants a key, with a new holder id. Every trace is gone when the check ends.
+ */
+export const contend = (
+  key: string,
+  { client = 0, store, ...wish }: Wish = {}
+): Effect.Effect<Contender, never, Subject | Scope.Scope> =>
+  Effect.flatMap(Subject, ({ clients }) =>
+    Effect.acquireRelease(
+      Effect.sync(() =>
+        new Contender(store ?? clients[client], {
+          key,
+          holderId: Crypto.randomUUID(),
+          ttl: forever,
+          permits: 1,
+          limit: 1,
+          wait: true,
+          floor: 0,
+          metadata: {},
+          ...wish
+        })
+      ),
+      (contender) => Effect.ignore(contender.abandon)
+    ))
+
+export class Contender {
+  readonly store: LockStore.LockStore["Service"]
+  readonly request: LockStore.Request
+  token = 0
+  answer: LockStore.Attempt | undefined = undefined
+
+  constructor(store: LockStore.LockStore["Service"], request: LockStore.Request) {
+    this.store = store
+    this.request = request
+  }
+
+  get id(): string {
+    return this.request.holderId
+  }
+
+  get held(): LockStore.Held {
+    return { key: this.request.key, holderId: this.id, token: this.token }
+  }
+
+  /** The port's own verb. */
+  ask(change: Partial<LockStore.Request> = {}): Effect.Effect<LockStore.Attempt, LockStoreError> {
+    return Effect.tap(this.store.attempt({ ...this.request, ...change }), (answer) =>
+      Effect.sync(() => {
+        this.answer = answer
+        if (answer._tag === "Granted") this.token = answer.grant.token
+      }))
+  }
+
+  /** Asks, and has to be granted at once. */
+  take(change: Partial<LockStore.Request> = {}): Effect.Effect<LockStore.Grant, LockStoreError> {
+    return Effect.map(this.ask({ wait: false, ...change }), (answer) => {
+      assert(answer._tag === "Granted", `expected a grant, not ${describe(answer)}`)
+      return answer.grant
+    })
+  }
+
+  /** Asks without waiting, and has to be refused. */
+  refused(change: Partial<LockStore.Request> = {}): Effect.Effect<LockStore.Standing, LockStoreError> {
+    return Effect.map(this.ask({ wait: false, ...change }), (answer) => {
+      assert(answer._tag === "Refused", `expected a refusal, not ${describe(answer)}`)
+      return answer.standing
+    })
+  }
+
+  /** Asks, and has to wait. */
+  queue(change: Partial<LockStore.Request> = {}): Effect.Effect<LockStore.Standing, LockStoreError> {
+    return Effect.map(this.ask({ wait: true, ...change }), (answer) => {
+      assert(answer._tag === "Queued", `expected to be queued, not ${describe(answer)}`)
+      return answer.standing
+    })
+  }
+
+  /** Asks if it has not yet, and waits for its grant. */
+  get granted(): Effect.Effect<LockStore.Grant, LockStoreError, Subject> {
+    return expected(
+      "the grant",
+      Effect.gen({ self: this }, function*() {
+        let answer = this.answer ?? (yield* this.ask())
+        while (true) {
+          if (answer._tag === "Granted") return answer.grant
+          assert(answer._tag === "Queued", "a waiter must not be refused")
+          const signal = yield* answer.signal
+          if (signal._tag === "Granted") {
+            this.token = signal.grant.token
+            return signal.grant
+          }
+          answer = yield* this.ask()
+        }
+      })
+    )
+  }
+
+  renew(ttl: number, as: Partial<LockStore.Held> = {}): Effect.Effect<LockStore.Confirmation, LockStoreError> {
+    return Effect.suspend(() => this.store.renew({ ...this.held, ...as }, ttl))
+  }
+
+  release(keepFor = 0, as: Partial<LockStore.Held> = {}): Effect.Effect<LockStore.Confirmation, LockStoreError> {
+    return Effect.suspend(() => this.store.release({ ...this.held, ...as }, keepFor))
+  }
+
+  /** Releases, which has to succeed. */
+  get leave(): Effect.Effect<void, LockStoreError> {
+    return Effect.map(this.release(), (answer) => assert.strictEqual(answer, "Done", "release"))
+  }
+
+  get abandon(): Effect.Effect<LockStore.Standing, LockStoreError> {
+    return Effect.suspend(() => this.store.abandon(this.request.key, this.id))
+  }
+
+  get inspect(): Effect.Effect<LockStore.KeyState, LockStoreError> {
+    return Effect.suspend(() => this.store.inspect(this.request.key))
+  }
+
+  /** What the store knows of this holder; undefined when it holds nothing. */
+  get standing(): Effect.Effect<LockStore.KeyState["holders"][number] | undefined, LockStoreError> {
+    return Effect.map(this.inspect, ({ holders }) => holders.find(({ holderId }) => holderId === this.id))
+  }
+
+  /** A holder must not believe in its lease for longer than the store keeps it. */
+  isHonest(grant: LockStore.Grant): Effect.Effect<void, LockStoreError> {
+    return Effect.gen({ self: this }, function*() {
+      const clock = yield* Clock.clockWith(Effect.succeed)
+      const inStore = yield* this.standing
+      const believed = grant.ttl * (1 - this.store.driftFactor) - LockStore.elapsedUnsafe(grant.sentAt, clock)
+      if (believed <= 0) return
+      assert(inStore !== undefined, `believes in ${believed} ms more, but holds nothing`)
+      // The store may count in whole milliseconds.
+      assert.isAtMost(believed, inStore.timeLeft + 1, "the time a holder believes to have left, and what is left")
+    })
+  }
+}
+
+const describe = (answer: LockStore.Attempt): string =>
+  answer._tag === "Granted" ? `Granted(${answer.grant.token})` : `${answer._tag}(${JSON.stringify(answer.standing)})`
+
+export const idsOf = (infos: ReadonlyArray<{ readonly holderId: string }>): ReadonlyArray<string> =>
+  infos.map(({ holderId }) => holderId)
