@@ -221,6 +221,7 @@ const makeStore = Effect.fnUntraced(function*(
       return Effect.flatMap(call, (reply): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
         switch (reply[0]) {
           case 0:
+            if (waiter !== undefined) room.leave(request.holderId)
             return Effect.succeed({ _tag: "Refused", standing: standingOf(reply[1]) })
           case 1: {
             room.leave(request.holderId)

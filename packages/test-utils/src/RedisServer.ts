@@ -1,9 +1,10 @@
 /**
- * A real Redis (or Valkey) server as a scoped resource: its own process, port and directory, gone when the scope closes,
- * however the test ended and whatever it did to the server in between (paused, killed, restarted).
+ * Real Redis (or Valkey) servers as scoped resources, alone or as a Cluster, under Sentinels, or as the independent voters of
+ * a quorum: own processes, ports and directories, gone when the scope closes, however the test ended and whatever it did to
+ * the servers in between (paused, killed, restarted, failed over).
  *
- * The binary is `REDIS_SERVER_BIN` where that is set, else `redis-server`, else `valkey-server` on the `PATH`. The server
- * listens on 127.0.0.1 only, on a port taken from the operating system, and persists nothing unless told to.
+ * The binary is `REDIS_SERVER_BIN` where that is set, else `redis-server`, else `valkey-server` on the `PATH`. The servers
+ * listen on 127.0.0.1 only, on ports taken from the operating system, and persist nothing unless told to.
  *
  * **Gotchas**
  *
@@ -11,26 +12,19 @@
  *
  * @since 0.1.0
  */
-import * as NodeServices from "@effect/platform-node/NodeServices"
-import * as Config from "effect/Config"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
-import * as FileSystem from "effect/FileSystem"
+import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
-import * as ChildProcess from "effect/process/ChildProcess"
-import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
-import * as Schedule from "effect/Schedule"
-import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import * as ScopedRef from "effect/ScopedRef"
-import * as Stream from "effect/Stream"
-import { Redis } from "ioredis"
-import * as Crypto from "node:crypto"
-import * as Net from "node:net"
+import type { FaultProxy } from "./FaultProxy.ts"
+import * as internalCluster from "./internal/redisCluster.ts"
+import * as internalQuorum from "./internal/redisQuorum.ts"
+import * as internalSentinel from "./internal/redisSentinel.ts"
+import * as internalServer from "./internal/redisServer.ts"
+import type { RedisServerError } from "./internal/redisServerError.ts"
+
+export { RedisServerError } from "./internal/redisServerError.ts"
 
 /**
  * How a server is set up.
@@ -177,6 +171,231 @@ export interface Recording {
 }
 
 /**
+ * How a Cluster is set up.
+ *
+ * **Details**
+ *
+ * `binary`, `config` and `args` are for every node. The defaults suit tests: replicas attach at once, and may take over
+ * however old their data is.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ClusterOptions extends Pick<Options, "binary" | "config" | "args"> {
+  /**
+   * Default 3, which is the fewest that can elect a new master.
+   */
+  readonly masters?: number | undefined
+  /**
+   * How many each master has. Default 1.
+   */
+  readonly replicas?: number | undefined
+  /**
+   * How long a node may be silent before the others call it failed. Default 1 second.
+   */
+  readonly nodeTimeout?: Duration.Input | undefined
+}
+
+/**
+ * A node of a Cluster.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ClusterNode extends Server {
+  /**
+   * Its id in the Cluster, which survives a restart.
+   */
+  readonly id: string
+  /**
+   * What the node itself believes to be.
+   */
+  readonly role: Effect.Effect<"master" | "replica", RedisServerError>
+  /**
+   * The ranges of slots the node itself believes to serve, both ends included.
+   */
+  readonly slots: Effect.Effect<ReadonlyArray<readonly [first: number, last: number]>, RedisServerError>
+}
+
+/**
+ * A running Cluster and what can be done to it.
+ *
+ * **Details**
+ *
+ * Whatever waits for the Cluster asks the nodes that answer, and gives up after 20 seconds with `NotStarted`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Cluster {
+  /**
+   * Masters first. Roles change with each failover.
+   */
+  readonly nodes: ReadonlyArray<ClusterNode>
+  /**
+   * What ioredis' `Cluster` wants to know.
+   */
+  readonly addresses: ReadonlyArray<Address>
+  readonly slotOf: (key: string) => Effect.Effect<number, RedisServerError>
+  /**
+   * The master that serves a key; waits for one while there is none.
+   */
+  readonly masterOf: (key: string) => Effect.Effect<ClusterNode, RedisServerError>
+  /**
+   * The replicas of a node that are up, whether or not it is.
+   */
+  readonly replicasOf: (node: ClusterNode) => Effect.Effect<ReadonlyArray<ClusterNode>, RedisServerError>
+  /**
+   * Waits until all nodes that answer agree on who serves what, call the Cluster healthy and have their replicas attached.
+   */
+  readonly settled: Effect.Effect<void, RedisServerError>
+  /**
+   * Makes a replica the master in this node's place, waits until the Cluster has settled, and returns the new master.
+   *
+   * **Details**
+   *
+   * Without a mode both nodes agree on the moment, and nothing is lost. With `"force"` the replica does not ask its
+   * master, only the other masters; with `"takeover"` it asks nobody.
+   */
+  readonly failover: (
+    master: ClusterNode,
+    mode?: "force" | "takeover"
+  ) => Effect.Effect<ClusterNode, RedisServerError>
+  /**
+   * The steps that move the slot of a key to another master. Nothing is done yet.
+   */
+  readonly migrateSlot: (key: string, to: ClusterNode) => Effect.Effect<SlotMigration, RedisServerError>
+}
+
+/**
+ * The move of a slot, step by step: stop anywhere in between.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface SlotMigration {
+  readonly slot: number
+  readonly from: ClusterNode
+  readonly to: ClusterNode
+  /**
+   * From here on the old node sends clients on with ASK for what it does not have (any more), and both refuse a command
+   * that finds only some of its keys with TRYAGAIN.
+   */
+  readonly begin: Effect.Effect<void, RedisServerError>
+  /**
+   * Moves these keys, or all that are left; returns those that were there.
+   */
+  readonly moveKeys: (keys?: ReadonlyArray<string>) => Effect.Effect<ReadonlyArray<string>, RedisServerError>
+  /**
+   * Gives the slot to the new node, and waits until the Cluster has settled: the old one answers MOVED.
+   */
+  readonly finish: Effect.Effect<void, RedisServerError>
+}
+
+/**
+ * How a master, its replicas and its Sentinels are set up.
+ *
+ * **Details**
+ *
+ * `binary`, `config` and `args` are for the servers with data, `sentinelConfig` is for the Sentinels.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface SentinelOptions extends Pick<Options, "binary" | "config" | "args"> {
+  /**
+   * Default 2.
+   */
+  readonly replicas?: number | undefined
+  /**
+   * Default 3; more than half of them must agree on a failover.
+   */
+  readonly sentinels?: number | undefined
+  /**
+   * The name of the master. Default `effect-lock`.
+   */
+  readonly name?: string | undefined
+  /**
+   * How long the master may be silent before a Sentinel calls it down. Default 1 second.
+   */
+  readonly downAfter?: Duration.Input | undefined
+  /**
+   * More lines of `sentinel.conf`.
+   */
+  readonly sentinelConfig?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * A master with replicas, watched by Sentinels, and what can be done to them.
+ *
+ * **Details**
+ *
+ * Whatever waits gives up after 20 seconds with `NotStarted`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Sentinel {
+  /**
+   * The servers with data, the first master first. Roles change with each failover.
+   */
+  readonly servers: ReadonlyArray<Server>
+  readonly sentinels: ReadonlyArray<Server>
+  /**
+   * What ioredis wants to know as `sentinels`.
+   */
+  readonly addresses: ReadonlyArray<Address>
+  /**
+   * What ioredis wants to know as `name`.
+   */
+  readonly name: string
+  /**
+   * The server that the Sentinels call the master.
+   */
+  readonly master: Effect.Effect<Server, RedisServerError>
+  /**
+   * Waits until all Sentinels that answer agree on a healthy master, which all other servers that answer replicate.
+   */
+  readonly settled: Effect.Effect<void, RedisServerError>
+  /**
+   * Asks for a failover of a healthy master, waits until it has settled, and returns the new master.
+   */
+  readonly failover: Effect.Effect<Server, RedisServerError>
+}
+
+/**
+ * One of the independent servers of a quorum, and a proxy to it whose faults the others do not share.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Voter {
+  readonly server: Server
+  readonly proxy: FaultProxy
+}
+
+/**
+ * Independent servers that know nothing of each other.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Quorum {
+  readonly voters: ReadonlyArray<Voter>
+}
+
+/**
+ * Where a server listens.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Address {
+  readonly host: string
+  readonly port: number
+}
+
+/**
  * A server for all tests of a layer.
  *
  * **Example** (A server for a group of tests)
@@ -197,6 +416,32 @@ export class RedisServer extends Context.Service<RedisServer, Server>()("@effect
 }
 
 /**
+ * A Cluster for all tests of a layer.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class RedisCluster extends Context.Service<RedisCluster, Cluster>()("@effect-lock/test-utils/RedisCluster") {}
+
+/**
+ * A master with replicas and Sentinels for all tests of a layer.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class RedisSentinel
+  extends Context.Service<RedisSentinel, Sentinel>()("@effect-lock/test-utils/RedisSentinel")
+{}
+
+/**
+ * The voters of a quorum for all tests of a layer.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class RedisQuorum extends Context.Service<RedisQuorum, Quorum>()("@effect-lock/test-utils/RedisQuorum") {}
+
+/**
  * Starts a server that lives as long as the scope, and waits (at most 20 seconds) until it accepts connections.
  *
  * **Details**
@@ -206,8 +451,73 @@ export class RedisServer extends Context.Service<RedisServer, Server>()("@effect
  * @category constructors
  * @since 0.1.0
  */
-export const make = (options: Options = {}): Effect.Effect<Server, RedisServerError, Scope.Scope> =>
-  Effect.flatMap(Layer.build(NodeServices.layer), (services) => Effect.provide(makeServer(options), services))
+export const make: (options?: Options) => Effect.Effect<Server, RedisServerError, Scope.Scope> = internalServer.make
+
+/**
+ * Starts a Cluster that lives as long as the scope; it has settled when this returns, after about two seconds.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeCluster: (options?: ClusterOptions) => Effect.Effect<Cluster, RedisServerError, Scope.Scope> =
+  internalCluster.make
+
+/**
+ * Starts a master, its replicas and its Sentinels, which live as long as the scope; they have settled when this returns.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeSentinel: (options?: SentinelOptions) => Effect.Effect<Sentinel, RedisServerError, Scope.Scope> =
+  internalSentinel.make
+
+/**
+ * Starts `n` independent servers, each with a proxy, which live as long as the scope.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeQuorum: (n: number, options?: Options) => Effect.Effect<Quorum, RedisServerError, Scope.Scope> =
+  internalQuorum.make
+
+/**
+ * `makeCluster` as a layer.
+ *
+ * **Example** (A Cluster for a group of tests)
+ *
+ * ```ts
+ * layer(RedisServer.cluster({ masters: 3, replicas: 1 }))("my store", (it) => {
+ *   it.effect("survives a failover", () =>
+ *     Effect.gen(function*() {
+ *       const cluster = yield* RedisServer.RedisCluster
+ *       yield* cluster.failover(yield* cluster.masterOf("key"))
+ *     }))
+ * })
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const cluster = (options?: ClusterOptions): Layer.Layer<RedisCluster, RedisServerError> =>
+  Layer.effect(RedisCluster, makeCluster(options))
+
+/**
+ * `makeSentinel` as a layer.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const sentinel = (options?: SentinelOptions): Layer.Layer<RedisSentinel, RedisServerError> =>
+  Layer.effect(RedisSentinel, makeSentinel(options))
+
+/**
+ * `makeQuorum` as a layer.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const quorum = (n: number, options?: Options): Layer.Layer<RedisQuorum, RedisServerError> =>
+  Layer.effect(RedisQuorum, makeQuorum(n, options))
 
 /**
  * A port of 127.0.0.1 that was free a moment ago.
@@ -215,371 +525,4 @@ export const make = (options: Options = {}): Effect.Effect<Server, RedisServerEr
  * @category utils
  * @since 0.1.0
  */
-export const freePort: Effect.Effect<number> = Effect.callback((resume) => {
-  const probe = Net.createServer()
-  probe.on("error", (cause) => resume(Effect.die(cause)))
-  probe.listen(0, host, () => {
-    const { port } = probe.address() as Net.AddressInfo
-    probe.close(() => resume(Effect.succeed(port)))
-  })
-})
-
-/**
- * Something a server could not do.
- *
- * **Details**
- *
- * - `NotInstalled`: no server binary that runs; the message says what to install.
- * - `PortTaken`: another process has the port.
- * - `NotStarted`: the process ended, or was not ready in time; the message has its output.
- * - `NotRunning`: the server was killed, or ended by itself.
- * - `CommandFailed`: the server answered with an error, or the connection broke.
- *
- * @category errors
- * @since 0.1.0
- */
-export class RedisServerError
-  extends Schema.TaggedError<RedisServerError>("@effect-lock/test-utils/RedisServerError")("RedisServerError", {
-    reason: Schema.Literals(["NotInstalled", "PortTaken", "NotStarted", "NotRunning", "CommandFailed"]),
-    message: Schema.String,
-    cause: Schema.optional(Schema.Defect())
-  })
-{}
-
-const host = "127.0.0.1"
-
-const defaultConfig = (port: number, dir: string): ReadonlyArray<string> => [
-  `port ${port}`,
-  `bind ${host}`,
-  `dir "${dir}"`,
-  "save \"\"",
-  "appendonly no",
-  "loglevel notice"
-]
-
-const isPortTaken = (error: RedisServerError): boolean => error.reason === "PortTaken"
-
-const makeServer = Effect.fnUntraced(function*(options: Options): Effect.fn.Return<
-  Server,
-  RedisServerError,
-  ChildProcessSpawner.ChildProcessSpawner | FileSystem.FileSystem | Scope.Scope
-> {
-  const fs = yield* FileSystem.FileSystem
-  const spawner = yield* ChildProcessSpawner.ChildProcessSpawner
-  const { binary, version } = yield* findBinary(options.binary)
-  const dir = yield* Effect.orDie(fs.makeTempDirectoryScoped({ prefix: "effect-lock-redis-" }))
-  const configFile = `${dir}/redis.conf`
-
-  let log = ""
-  const start = (port: number) =>
-    startProcess({
-      binary,
-      args: [configFile, ...options.args ?? []],
-      dir,
-      port,
-      onOutput: (text) => {
-        log = (log + text).slice(-256 * 1024)
-      }
-    }).pipe(Effect.provideService(ChildProcessSpawner.ChildProcessSpawner, spawner))
-
-  const current = yield* ScopedRef.make<Process | undefined>(() => undefined)
-  const port = yield* Effect.gen(function*() {
-    const port = yield* options.port ?? freePort
-    yield* Effect.orDie(
-      fs.writeFileString(configFile, [...defaultConfig(port, dir), ...options.config ?? [], ""].join("\n"))
-    )
-    yield* ScopedRef.set(current, start(port))
-    return port
-  }).pipe(Effect.retry({ while: isPortTaken, times: 20 }))
-
-  const running = Effect.gen(function*() {
-    const process = yield* ScopedRef.get(current)
-    if (process !== undefined && (yield* Effect.orDie(process.isRunning))) return process
-    return yield* new RedisServerError({ reason: "NotRunning", message: "The server is down" })
-  })
-  const signal = (name: "SIGSTOP" | "SIGCONT") =>
-    Effect.flatMap(running, ({ pid }) =>
-      Effect.try({
-        try: () => {
-          process.kill(pid, name)
-          return pid
-        },
-        catch: (cause) => new RedisServerError({ reason: "NotRunning", message: `${name} failed`, cause })
-      }))
-  const kill = ScopedRef.set(current, Effect.succeed(undefined))
-
-  const command: Server["command"] = (name, ...args) =>
-    Effect.flatMap(running, ({ admin }) =>
-      Effect.tryPromise({
-        try: () => admin.call(name, ...args),
-        catch: (cause) => new RedisServerError({ reason: "CommandFailed", message: `${name}: ${String(cause)}`, cause })
-      }))
-  const text = (name: string, ...args: ReadonlyArray<string>) => Effect.map(command(name, ...args), String)
-
-  return {
-    host,
-    port,
-    url: `redis://${host}:${port}`,
-    version,
-    dir,
-    pid: Effect.map(running, ({ pid }) => pid),
-    output: Effect.sync(() => log),
-    // A signal may take effect after `kill` returned; where there is no /proc, that has to be taken on trust.
-    pause: Effect.flatMap(signal("SIGSTOP"), (pid) =>
-      fs.readFileString(`/proc/${pid}/stat`).pipe(
-        Effect.repeat({ until: (stat) => /\) [TtZX] /.test(stat) }),
-        Effect.ignore
-      )),
-    resume: Effect.asVoid(signal("SIGCONT")),
-    kill,
-    restart: Effect.andThen(
-      kill,
-      ScopedRef.set(current, start(port)).pipe(
-        Effect.retry({ while: isPortTaken, schedule: Schedule.spaced("50 millis"), times: 200 })
-      )
-    ),
-    command,
-    keys: Effect.fnUntraced(function*(pattern) {
-      const found = new Set<string>()
-      let cursor = "0"
-      do {
-        const reply = yield* command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-        const [next, keys] = reply as [string, Array<string>]
-        for (const key of keys) found.add(key)
-        cursor = next
-      } while (cursor !== "0")
-      return [...found].toSorted()
-    }),
-    monitor: monitor(port, (marker) => command("ECHO", marker)),
-    commandStats: Effect.map(
-      text("INFO", "commandstats"),
-      (info) =>
-        new Map(
-          Array.from(info.matchAll(/^cmdstat_([^:]+):calls=(\d+)/gm), ([, name, calls]) => [name!, Number(calls)])
-        )
-    ),
-    clients: Effect.map(
-      text("CLIENT", "LIST"),
-      (list) =>
-        list.trim().split("\n").map((line) =>
-          new Map(Array.from(line.matchAll(/(\S+?)=(\S*)/g), ([, field, value]) => [field!, value!]))
-        )
-    )
-  }
-})
-
-const findBinary = Effect.fnUntraced(function*(chosen: string | undefined) {
-  const spawner = yield* ChildProcessSpawner.ChildProcessSpawner
-  const configured = chosen ??
-    Option.getOrUndefined(yield* Effect.orDie(Config.option(Config.String("REDIS_SERVER_BIN"))))
-  const candidates = configured === undefined ? ["redis-server", "valkey-server"] : [configured]
-  return yield* Effect.firstSuccessOf(
-    candidates.map((binary) =>
-      spawner.string(ChildProcess.make(binary, ["--version"])).pipe(
-        Effect.map((text) => ({ binary, version: /v=([\d.]+)/.exec(text)?.[1] ?? "unknown" }))
-      )
-    )
-  ).pipe(
-    Effect.mapError((cause) =>
-      new RedisServerError({
-        reason: "NotInstalled",
-        message: `Cannot run ${candidates.join(" or ")}. Install Redis or Valkey (apt-get install redis-server, ` +
-          "brew install redis), or set REDIS_SERVER_BIN to the path of a redis-server or valkey-server binary.",
-        cause
-      })
-    )
-  )
-})
-
-interface Process extends Pick<ChildProcessSpawner.ChildProcessHandle, "pid" | "isRunning"> {
-  readonly admin: Redis
-}
-
-const startProcess = Effect.fnUntraced(function*(options: {
-  readonly binary: string
-  readonly args: ReadonlyArray<string>
-  readonly dir: string
-  readonly port: number
-  readonly onOutput: (text: string) => void
-}) {
-  const ready = Deferred.makeUnsafe<void>()
-  let output = ""
-
-  const handle = yield* ChildProcess.make(options.binary, options.args, {
-    cwd: options.dir,
-    stdin: "ignore",
-    killSignal: "SIGKILL"
-  }).pipe(
-    Effect.mapError((cause) =>
-      new RedisServerError({ reason: "NotInstalled", message: `Cannot run ${options.binary}`, cause })
-    )
-  )
-  // The end of both streams is the end of the process.
-  const drained = yield* handle.all.pipe(
-    Stream.decodeText(),
-    Stream.runForEach((text) =>
-      Effect.sync(() => {
-        options.onOutput(text)
-        if (Deferred.isDoneUnsafe(ready)) return
-        output += text
-        if (output.includes("Ready to accept connections")) Deferred.doneUnsafe(ready, Exit.void)
-      })
-    ),
-    Effect.forkScoped
-  )
-  yield* Effect.forkScoped(watchdog(handle, options.dir))
-
-  const notStarted = (what: string) =>
-    Effect.suspend(() =>
-      Effect.fail(
-        new RedisServerError({
-          reason: /Address already in use/i.test(output) ? "PortTaken" : "NotStarted",
-          message: `${options.binary} ${what}; its output:\n${output}`
-        })
-      )
-    )
-  yield* Effect.raceFirst(
-    Deferred.await(ready),
-    Effect.andThen(Fiber.await(drained), notStarted("ended before it was ready"))
-  ).pipe(
-    Effect.timeoutOrElse({ duration: "20 seconds", orElse: () => notStarted("was not ready within 20 seconds") })
-  )
-
-  const admin = yield* connectAdmin(options.port)
-  return { pid: handle.pid, isRunning: handle.isRunning, admin }
-})
-
-/**
- * Outlives a test process that was killed: its end closes the pipe the shell reads from.
- */
-const watchdog = (handle: ChildProcessSpawner.ChildProcessHandle, dir: string) =>
-  ChildProcess.make("sh", ["-c", "read -r _; kill -9 \"$1\"; rm -rf \"$2\"", "sh", String(handle.pid), dir], {
-    stdout: "ignore",
-    stderr: "ignore",
-    killSignal: "SIGKILL"
-  }).pipe(
-    Effect.andThen(Effect.exit(handle.exitCode)),
-    Effect.scoped,
-    Effect.ignore
-  )
-
-const connectAdmin = Effect.fnUntraced(function*(port: number) {
-  const admin = yield* Effect.acquireRelease(
-    Effect.sync(() => {
-      const redis = new Redis({
-        host,
-        port,
-        protocol: 2,
-        connectionName: "effect-lock-admin",
-        disableClientInfo: true,
-        enableReadyCheck: false,
-        lazyConnect: true,
-        autoResendUnfulfilledCommands: false,
-        maxRetriesPerRequest: 3,
-        retryStrategy: () => 20
-      })
-      redis.on("error", () => {})
-      return redis
-    }),
-    (redis) => Effect.sync(() => redis.disconnect())
-  )
-  yield* Effect.tryPromise({
-    try: () => admin.connect(),
-    catch: (cause) => new RedisServerError({ reason: "NotStarted", message: `No connection to port ${port}`, cause })
-  })
-  return admin
-})
-
-const markerPrefix = "effect-lock-marker:"
-
-// A socket of our own: ioredis splits a monitored line wrongly when an argument contains quotes.
-const monitor = Effect.fnUntraced(function*(
-  port: number,
-  send: (marker: string) => Effect.Effect<unknown, RedisServerError>
-): Effect.fn.Return<Recording, RedisServerError, Scope.Scope> {
-  const active = Deferred.makeUnsafe<void, RedisServerError>()
-  const ended = Deferred.makeUnsafe<never, RedisServerError>()
-  const markers = new Map<string, Deferred.Deferred<void>>()
-  let entries: Array<MonitorEntry> = []
-
-  const onLine = (line: string) => {
-    const entry = parseMonitorLine(line)
-    if (entry === undefined) {
-      Deferred.doneUnsafe(
-        active,
-        line === "+OK" ? Exit.void : Exit.fail(new RedisServerError({ reason: "CommandFailed", message: line }))
-      )
-    } else if (entry.command[1]?.startsWith(markerPrefix) === true) {
-      const seen = markers.get(entry.command[1])
-      if (seen !== undefined) Deferred.doneUnsafe(seen, Exit.void)
-    } else {
-      entries.push(entry)
-    }
-  }
-
-  yield* Effect.acquireRelease(
-    Effect.sync(() => {
-      const socket = Net.connect(port, host)
-      const end = (cause?: unknown) => {
-        Deferred.doneUnsafe(
-          ended,
-          Exit.fail(new RedisServerError({ reason: "NotRunning", message: "The monitored server is gone", cause }))
-        )
-      }
-      let rest = ""
-      socket.setEncoding("latin1")
-      socket.on("data", (chunk: string) => {
-        rest += chunk
-        if (!chunk.includes("\n")) return
-        const lines = rest.split("\r\n")
-        rest = lines.pop() ?? ""
-        lines.forEach(onLine)
-      })
-      socket.on("error", end)
-      socket.on("close", () => end())
-      socket.write("MONITOR\r\n")
-      return socket
-    }),
-    (socket) => Effect.sync(() => socket.destroy())
-  )
-  yield* Effect.raceFirst(Deferred.await(ended), Deferred.await(active))
-
-  const flush = Effect.suspend(() => {
-    const marker = markerPrefix + Crypto.randomUUID()
-    const seen = Deferred.makeUnsafe<void>()
-    markers.set(marker, seen)
-    return Effect.raceFirst(Deferred.await(ended), Effect.andThen(send(marker), Deferred.await(seen))).pipe(
-      Effect.ensuring(Effect.sync(() => markers.delete(marker)))
-    )
-  })
-  return {
-    all: Effect.map(flush, () => [...entries]),
-    take: Effect.map(flush, () => {
-      const taken = entries
-      entries = []
-      return taken
-    })
-  }
-})
-
-// +1700000000.123456 [0 127.0.0.1:50000] "set" "key" "\xe2\x82\xac"
-const parseMonitorLine = (line: string): MonitorEntry | undefined => {
-  const match = /^\+([\d.]+) \[\d+ (\S+)\] (.*)$/.exec(line)
-  return match === null ? undefined : {
-    time: Number(match[1]) * 1000,
-    source: match[2]!,
-    command: Array.from(match[3]!.matchAll(/"((?:[^"\\]+|\\.)*)"/g), ([, quoted]) => unescape(quoted!))
-  }
-}
-
-const escapes: Readonly<Record<string, string>> = { n: "\n", r: "\r", t: "\t", a: "\x07", b: "\b" }
-
-const unescape = (quoted: string): string =>
-  Buffer.from(
-    quoted.replace(
-      /\\(?:x([0-9a-f]{2})|(.))/g,
-      (_, hex: string | undefined, char: string) =>
-        hex === undefined ? escapes[char] ?? char : String.fromCharCode(Number.parseInt(hex, 16))
-    ),
-    "latin1"
-  ).toString("utf8")
+export const freePort: Effect.Effect<number> = internalServer.freePort

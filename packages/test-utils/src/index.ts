@@ -5,4 +5,5 @@
  */
 export * as FaultProxy from "./FaultProxy.ts"
 export * as LockHistory from "./LockHistory.ts"
+export * as LockStoreSuite from "./LockStoreSuite.ts"
 export * as RedisServer from "./RedisServer.ts"

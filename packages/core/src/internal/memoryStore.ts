@@ -146,6 +146,8 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       const next = nextExpiry(key)
       key.watchedUntil = Math.max(key.watchedUntil, next)
       return Deferred.await(waiter.wake).pipe(
+        // On a stack of its own: a queue of thousands must not run inside the release that woke its head.
+        Effect.andThen(Effect.yieldNow),
         Effect.timeoutOption(Math.max(1, Math.ceil(next - time()))),
         Effect.andThen(awaitGrant(key, waiter))
       )
@@ -158,6 +160,14 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       if (key === undefined || !keys.has(request.key)) {
         key = { name: request.key, limit: request.limit, holders: new Map(), queue: new Map(), watchedUntil: 0 }
       }
+      const mine = key.holders.get(request.holderId)
+      if (mine !== undefined) {
+        // A duplicate that arrives after the release: what is kept is not its own any more.
+        if (mine.released) return Effect.succeed({ _tag: "Refused", standing: standing(key, request.holderId) })
+        mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
+        const grant = { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) }
+        return Effect.succeed({ _tag: "Granted", grant })
+      }
       if (key.limit !== request.limit) {
         return Effect.fail(
           new LockStoreError({
@@ -168,21 +178,15 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
           })
         )
       }
-      const mine = key.holders.get(request.holderId)
-      if (mine !== undefined && !mine.released) {
-        mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
-        const grant = { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) }
-        return Effect.succeed({ _tag: "Granted", grant })
-      }
       let waiter = key.queue.get(request.holderId)
+      if (waiter === undefined && key.queue.size === 0 && request.permits <= free(key)) {
+        keys.set(request.key, key)
+        return Effect.succeed({ _tag: "Granted", grant: grant(key, request) })
+      }
+      if (!request.wait) {
+        return Effect.succeed({ _tag: "Refused", standing: standing(key, request.holderId) })
+      }
       if (waiter === undefined) {
-        if (key.queue.size === 0 && request.permits <= free(key)) {
-          keys.set(request.key, key)
-          return Effect.succeed({ _tag: "Granted", grant: grant(key, request) })
-        }
-        if (!request.wait) {
-          return Effect.succeed({ _tag: "Refused", standing: standing(key, request.holderId) })
-        }
         waiter = { request, since: time(), signal: undefined, wake: Deferred.makeUnsafe() }
         key.queue.set(request.holderId, waiter)
         keys.set(request.key, key)

@@ -139,9 +139,11 @@ export const takeTurn = (
     }
     region.turns.push(turn)
     if (first === undefined) return Effect.succeed(true)
+    // On a stack of its own: thousands of turns must not run inside each other's ends.
+    const called = Effect.tap(Deferred.await(turn.called), () => Effect.yieldNow)
     return wait.timeLeft === Infinity
-      ? Deferred.await(turn.called)
-      : Effect.timeoutOrElse(Deferred.await(turn.called), {
+      ? called
+      : Effect.timeoutOrElse(called, {
         duration: Math.max(0, wait.timeLeft),
         orElse: () => Effect.fail(timedOut(region, turn, wait.timeout))
       })

@@ -198,6 +198,8 @@ dropExpired()
 local waiting = pump(inbox)
 save()
 local mine = find(id)
+-- A duplicate that arrives after the release: what is kept is not its own any more.
+if mine and mine.mode == 'k' then return { 0, standing(id) } end
 if mine then
   mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
   put(id, mine)

@@ -15,7 +15,7 @@ export const freshKey: Effect.Effect<string> = Effect.sync(() => Crypto.randomUU
 /** What a contender asks for, and with which client. Default: one permit of one, waiting, for ever. */
 export interface Wish extends Partial<Omit<LockStore.Request, "key">> {
   readonly client?: 0 | 1 | undefined
-  /** Instead of one of the suite's. */
+  /** Asks instead of that client, which still tidies up. */
   readonly store?: LockStore.LockStore["Service"] | undefined
 }
 
@@ -41,7 +41,7 @@ export const contend = (
           ...wish
         })
       ),
-      (contender) => Effect.ignore(contender.abandon)
+      (contender) => Effect.ignore(clients[client].abandon(key, contender.id))
     ))
 
 export class Contender {

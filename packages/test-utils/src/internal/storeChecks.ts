@@ -8,7 +8,7 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { type Check, check } from "./check.ts"
 import { contend, type Contender, forever, freshKey, idsOf } from "./contender.ts"
-import { eventually, expected, scaled, Subject } from "./subject.ts"
+import { eventually, scaled, Subject } from "./subject.ts"
 
 const now = Clock.clockWith((clock) => Effect.sync(() => LockStore.nowUnsafe(clock)))
 
@@ -616,11 +616,10 @@ const signalling: ReadonlyArray<Check> = [
       yield* holder.take()
       const scope = yield* Scope.make()
       yield* Effect.addFinalizer((exit) => Scope.close(scope, exit))
-      const gone = yield* contend(key, { store: yield* Scope.provide(openClient!, scope) }).pipe(Scope.provide(scope))
+      const gone = yield* contend(key, { store: yield* Scope.provide(openClient!, scope) })
       yield* gone.queue()
       const waiter = yield* contend(key, { client: 1 })
       yield* waiter.queue()
-      // Not its abandon: the client only.
       yield* Scope.close(scope, Exit.void)
       yield* holder.leave
       yield* waiter.granted

@@ -1,0 +1,86 @@
+// A lease as one resource among others of a scope, and what is observed of it without asking.
+// Run it with `npm run build && node_modules/.bin/node examples/acquire.ts`, with or without REDIS_URL.
+import { Lock, LockStore } from "@effect-lock/core"
+import { RedisLockStore } from "@effect-lock/redis"
+import { NodeRuntime } from "@effect/platform-node"
+import { Config, Console, Effect, Layer, Metric, Option, Schema, Tracer } from "effect"
+
+const StoreLive = Layer.unwrap(Effect.gen(function*() {
+  const url = yield* Config.option(Config.Redacted("REDIS_URL"))
+  return Option.isSome(url) ? RedisLockStore.layer({ url: url.value }) : LockStore.layerMemory
+}))
+
+class StaleToken extends Schema.TaggedError<StaleToken>()("StaleToken", {
+  token: Schema.Number,
+  seen: Schema.Number
+}) {}
+
+/** A resource that refuses whoever is late: it keeps the greatest token it has seen. */
+const archive = { lines: Array<string>(), seen: 0 }
+
+const append = Effect.fn("append")(function*(line: string, token: number) {
+  if (token < archive.seen) return yield* new StaleToken({ token, seen: archive.seen })
+  archive.seen = token
+  archive.lines.push(line)
+})
+
+const openDraft = (author: string) =>
+  Effect.acquireRelease(
+    Effect.as(Console.log(`${author} opens a draft`), `${author}'s draft`),
+    () => Console.log(`${author} closes the draft`)
+  )
+
+const publish = Effect.fn("publish")(function*(author: string) {
+  const lease = yield* Lock.acquire("demo:report", { waitTimeout: "5 seconds", holder: { author } })
+  // Opened after the lease, so closed before its release.
+  const draft = yield* openDraft(author)
+  // `acquire` interrupts nothing by itself: `protect` does, when the lease is lost.
+  yield* Effect.gen(function*() {
+    yield* Effect.sleep("200 millis")
+    yield* append(`${draft}, token ${lease.token}`, lease.token)
+  }).pipe(lease.protect)
+  return lease.token
+}, Effect.scoped)
+
+const whoIsThere = Effect.gen(function*() {
+  yield* Effect.sleep("100 millis")
+  const { holders, waiters } = yield* Lock.inspect("demo:report")
+  const authors = (all: typeof holders | typeof waiters) => all.map(({ metadata }) => metadata["author"]).join(", ")
+  yield* Console.log(`held by ${authors(holders)}, waited for by ${authors(waiters)}`)
+})
+
+const spans: Array<Tracer.NativeSpan> = []
+const tracer = Tracer.make({
+  span: (options) => {
+    const span = new Tracer.NativeSpan(options)
+    spans.push(span)
+    return span
+  }
+})
+
+const program = Effect.gen(function*() {
+  const [token] = yield* Effect.all([publish("Ada"), publish("Ben"), whoIsThere], { concurrency: "unbounded" })
+  const late = yield* Effect.flip(append("Ada again, much later", token))
+  yield* Console.log(`A late write is refused: ${late._tag}\n\n${archive.lines.join("\n")}\n\nSpans`)
+  for (const { attributes, name } of spans.filter(({ name }) => name.startsWith("Lock."))) {
+    yield* Console.log(`  ${name} ${JSON.stringify(Object.fromEntries(attributes))}`)
+  }
+  yield* Console.log("\nMetrics")
+  for (const { attributes, id, state } of yield* Metric.snapshot) {
+    const labels = JSON.stringify(attributes ?? {})
+    const value = "max" in state
+      ? `${state.count} times, at most ${Math.round(state.max)} ms`
+      : "value" in state
+      ? state.value
+      : "count" in state
+      ? state.count
+      : ""
+    yield* Console.log(`  ${id} ${labels} ${value}`)
+  }
+})
+
+program.pipe(
+  Effect.withTracer(tracer),
+  Effect.provide(Lock.layer().pipe(Layer.provide(StoreLive))),
+  NodeRuntime.runMain
+)

@@ -1,0 +1,366 @@
+/**
+ * The same random commands on the memory store, the readable reference of the protocol, and on the Redis scripts: every
+ * answer has to be the same, and so has the state after each command.
+ *
+ * A failure prints its shrunk commands and how to run them again. `DIFFERENTIAL_SEED` repeats all sequences,
+ * `DIFFERENTIAL_REPLAY` the shrunk one, and `DIFFERENTIAL_SEQUENCES` says how many there are.
+ */
+import { type LockError, LockStore } from "@effect-lock/core"
+import { RedisLockStore } from "@effect-lock/redis"
+import { RedisServer } from "@effect-lock/test-utils"
+import { assert, layer } from "@effect/vitest"
+import { Arbitrary, Cause, Context, Effect, Layer, Schema } from "effect"
+import * as Crypto from "node:crypto"
+
+type Store = LockStore.LockStore["Service"]
+
+const sequences = Number(process.env["DIFFERENTIAL_SEQUENCES"] ?? 400)
+const seed = process.env["DIFFERENTIAL_SEED"] ?? String(Crypto.randomInt(2 ** 31))
+const replay = process.env["DIFFERENTIAL_REPLAY"]
+
+const Server = RedisServer.RedisServer.layer()
+
+// No heartbeat comes in between, and an offer lives as long as the longest ttl: nothing ends by itself.
+const client = () =>
+  RedisServer.RedisServer.useSync(({ url }) => RedisLockStore.layer({ url, heartbeat: "20 seconds" })).pipe(
+    Layer.unwrap,
+    Layer.provide(Server)
+  )
+
+class Clients extends Context.Service<Clients, readonly [Store, Store]>()("Clients") {
+  static readonly layer = Layer.effect(
+    Clients,
+    Effect.gen(function*() {
+      const scope = yield* Effect.scope
+      const memoMap = yield* Layer.makeMemoMap
+      const open = Effect.suspend(() => Layer.buildWithMemoMap(client(), memoMap, scope))
+      return [Context.get(yield* open, LockStore.LockStore), Context.get(yield* open, LockStore.LockStore)] as const
+    })
+  )
+}
+
+const ids = ["a", "b", "c", "d"] as const
+const keys = ["semaphore", "mutex"] as const
+
+const Key = Schema.Literals(keys)
+const Id = Schema.Literals(ids)
+/** Far enough apart to be told apart by the time that is left. */
+const Ttl = Schema.Literals([20_000, 40_000, 60_000])
+/** What is added to the token that the holder has, or had last. */
+const Off = Schema.Literals([0, 0, 0, 0, 0, 0, -1, 1])
+
+const Attempt = Schema.Struct({
+  verb: Schema.Literal("attempt"),
+  key: Key,
+  id: Id,
+  wait: Schema.Literals([true, true, true, false]),
+  permits: Schema.Literals([1, 2, 3]),
+  limit: Schema.Literals([5, 5, 5, 5, 5, 5, 5, 3]),
+  ttl: Ttl,
+  /** How far above the highest token known. */
+  floor: Schema.Literals([0, 0, 0, 1000]),
+  label: Schema.Literals(["", "x y"])
+})
+const Renew = Schema.Struct({ verb: Schema.Literal("renew"), key: Key, id: Id, off: Off, ttl: Ttl })
+const Release = Schema.Struct({
+  verb: Schema.Literal("release"),
+  key: Key,
+  id: Id,
+  off: Off,
+  keepFor: Schema.Literals([0, 0, 0, 10_000])
+})
+const Abandon = Schema.Struct({ verb: Schema.Literal("abandon"), key: Key, id: Id })
+/** Kept for a time that is over before anything else happens. */
+const KeepBriefly = Schema.Struct({ verb: Schema.Literal("keep briefly"), key: Key, id: Id })
+/** A holder that dies, and whose time is over before anything happens but that somebody queues. */
+const Die = Schema.Struct({ verb: Schema.Literal("die"), key: Key, id: Id, waiter: Id })
+
+type Command =
+  | typeof Attempt.Type
+  | typeof Renew.Type
+  | typeof Release.Type
+  | typeof Abandon.Type
+  | typeof KeepBriefly.Type
+  | typeof Die.Type
+
+const times = <A>(count: number, value: A): Array<A> => Array.from({ length: count }, () => value)
+
+const Commands: Arbitrary.Arbitrary<ReadonlyArray<Command>> = Arbitrary.array(
+  Arbitrary.schema(
+    Schema.Union([
+      ...times(36, Attempt),
+      ...times(12, Renew),
+      ...times(28, Release),
+      ...times(12, Abandon),
+      ...times(4, KeepBriefly),
+      Die
+    ])
+  ),
+  { maxLength: 80 }
+)
+
+/** One of the two stores, with what is known of its tokens. */
+class Side {
+  readonly storeOf: (id: string) => Store
+  readonly prefix: string
+  readonly signals = new Map<string, Effect.Effect<LockStore.Signal, LockError.LockStoreError>>()
+  readonly tokens = new Map<string, number>()
+  highest = 0
+
+  constructor(storeOf: (id: string) => Store, prefix: string) {
+    this.storeOf = storeOf
+    this.prefix = prefix
+  }
+
+  learn(key: string, id: string, token: number): void {
+    this.tokens.set(`${key} ${id}`, token)
+    this.highest = Math.max(this.highest, token)
+  }
+
+  held(key: string, id: string, off = 0): LockStore.Held {
+    return { key: this.prefix + key, holderId: id, token: (this.tokens.get(`${key} ${id}`) ?? 1) + off }
+  }
+
+  attempt({ floor, id, key, label, limit, permits, ttl, wait }: Wish): Effect.Effect<Answer> {
+    const mutex = key === "mutex"
+    return this.storeOf(id).attempt({
+      key: this.prefix + key,
+      holderId: id,
+      ttl,
+      permits: mutex ? 1 : permits,
+      limit: mutex ? 1 : limit,
+      wait,
+      floor: floor === 0 ? 0 : this.highest + floor,
+      metadata: label === "" ? {} : { label }
+    }).pipe(
+      Effect.map((attempt): Answer => {
+        switch (attempt._tag) {
+          case "Granted": {
+            assert.isTrue(floor === 0 || attempt.grant.token > this.highest + floor || this.tokens.get(`${key} ${id}`) === attempt.grant.token, "above the floor")
+            this.signals.delete(`${key} ${id}`)
+            this.learn(key, id, attempt.grant.token)
+            return { answer: "Granted", token: attempt.grant.token, ttl: attempt.grant.ttl }
+          }
+          case "Queued": {
+            this.signals.set(`${key} ${id}`, attempt.signal)
+            return { answer: "Queued", ...attempt.standing }
+          }
+          case "Refused":
+            return { answer: "Refused", ...attempt.standing }
+        }
+      }),
+      Effect.catch(({ detail, reason }) => Effect.succeed<Answer>({ answer: reason, detail: detail ?? "" }))
+    )
+  }
+
+  abandon(key: string, id: string): Effect.Effect<Answer, LockError.LockStoreError> {
+    return Effect.map(this.storeOf(id).abandon(this.prefix + key, id), (standing) => {
+      this.signals.delete(`${key} ${id}`)
+      return { answer: "Abandoned", ...standing }
+    })
+  }
+
+  /** Any command makes a store look at the clock. */
+  pump(key: string): Effect.Effect<Answer, LockError.LockStoreError> {
+    return Effect.map(
+      this.storeOf("a").renew({ key: this.prefix + key, holderId: "nobody", token: 1 }, 1),
+      (answer) => ({ answer })
+    )
+  }
+
+  inspect(key: string): Effect.Effect<LockStore.KeyState, LockError.LockStoreError> {
+    return Effect.tap(this.storeOf("b").inspect(this.prefix + key), ({ holders }) =>
+      Effect.sync(() => {
+        for (const { holderId, token } of holders) this.learn(key, holderId, token)
+      }))
+  }
+}
+
+interface Wish {
+  readonly key: string
+  readonly id: string
+  readonly wait: boolean
+  readonly permits: number
+  readonly limit: number
+  readonly ttl: number
+  readonly floor: number
+  readonly label: string
+}
+
+interface Answer {
+  readonly answer: string
+  readonly detail?: string
+  readonly token?: number
+  readonly ttl?: number
+  readonly holders?: LockStore.Standing["holders"]
+  readonly waiters?: LockStore.KeyState["waiters"]
+  readonly position?: number
+  readonly queueLength?: number
+}
+
+/** Runs one sequence on both; dies at the first difference. */
+const compare = Effect.fnUntraced(function*(commands: ReadonlyArray<Command>) {
+  const [one, other] = yield* Clients
+  const memory = Context.get(yield* Layer.build(Layer.fresh(LockStore.layerMemory)), LockStore.LockStore)
+  const prefix = `${Crypto.randomUUID()}:`
+  const reference = new Side(() => memory, prefix)
+  const scripts = new Side((id) => id === "a" || id === "b" ? one : other, prefix)
+  const sides = [reference, scripts] as const
+  const pairs = new Map<string, Map<number, number>>(keys.map((key) => [key, new Map()]))
+
+  /** Tokens of a key grow on both sides, grant by grant: each has its counterpart. */
+  const pair = (key: string, expected: number, actual: number) => {
+    const known = pairs.get(key)!
+    const before = known.get(expected)
+    if (before === undefined) {
+      for (const [a, b] of known) {
+        assert.strictEqual(Math.sign(actual - b), Math.sign(expected - a), `order of tokens ${expected} and ${actual}`)
+      }
+      known.set(expected, actual)
+    } else assert.strictEqual(actual, before, `token for ${expected}`)
+  }
+
+  const same = (what: string, key: string, expected: Answer, actual: Answer) => {
+    const plain = ({ holders, token: _, waiters, ...rest }: Answer) => ({
+      ...rest,
+      holders: holders?.map(({ holderId, metadata, permits }) => ({ holderId, metadata, permits })).toSorted(byId),
+      waiters: waiters?.map(({ holderId, metadata, permits }) => ({ holderId, metadata, permits }))
+    })
+    assert.deepStrictEqual(plain(actual), plain(expected), `${what}: ${show(plain(actual), plain(expected))}`)
+    if (expected.token !== undefined) pair(key, expected.token, actual.token!)
+    for (const [i, holder] of expected.holders?.toSorted(byId).entries() ?? []) {
+      const twin = actual.holders!.toSorted(byId)[i]!
+      pair(key, holder.token, twin.token)
+      assert.closeTo(twin.timeLeft, holder.timeLeft, 4000, `${what}: time left of ${holder.holderId}`)
+    }
+  }
+
+  const both = Effect.fnUntraced(function*(
+    what: string,
+    key: string,
+    run: (side: Side) => Effect.Effect<Answer, LockError.LockStoreError>
+  ) {
+    const [expected, actual] = yield* Effect.all([run(reference), run(scripts)])
+    same(what, key, expected, actual)
+    return expected
+  })
+
+  const execute = Effect.fnUntraced(function*(command: Command) {
+    const { id, key, verb } = command
+    const what = JSON.stringify(command)
+    switch (verb) {
+      case "attempt":
+        yield* both(what, key, (side) => side.attempt(command))
+        break
+      case "renew":
+        yield* both(what, key, (side) =>
+          Effect.map(
+            side.storeOf(id).renew(side.held(key, id, command.off), command.ttl),
+            (answer) => ({ answer })
+          ))
+        break
+      case "release":
+        yield* both(what, key, (side) =>
+          Effect.map(
+            side.storeOf(id).release(side.held(key, id, command.off), command.keepFor),
+            (answer) => ({ answer })
+          ))
+        break
+      case "abandon":
+        yield* both(what, key, (side) => side.abandon(key, id))
+        break
+      case "keep briefly": {
+        const { answer } = yield* both(what, key, (side) =>
+          Effect.map(side.storeOf(id).release(side.held(key, id), 15), (answer) => ({ answer })))
+        if (answer === "Done") yield* Effect.sleep(20)
+        yield* both(what, key, (side) => side.pump(key))
+        break
+      }
+      case "die": {
+        const { waiter } = command
+        const wish = { key, permits: 2, limit: 5, floor: 0, label: "" } as const
+        const started = performance.now()
+        const expected = yield* Effect.all(
+          sides.map((side) =>
+            Effect.all([
+              side.attempt({ ...wish, id, wait: false, ttl: 200 }),
+              side.attempt({ ...wish, id: waiter, wait: true, ttl: 60_000 })
+            ])
+          )
+        )
+        // Whether somebody queues before the time is over is a matter of luck then.
+        if (performance.now() - started > 150) return "too slow"
+        same(what, key, expected[0]![0], expected[1]![0])
+        same(what, key, expected[0]![1], expected[1]![1])
+        if (expected[0]![0].answer === "Granted") yield* Effect.sleep(210)
+        yield* both(what, key, (side) => side.pump(key))
+        break
+      }
+    }
+    return "compared"
+  })
+
+  /** Who was granted while waiting has to hear of it, with the token that `inspect` shows. */
+  const listen = Effect.fnUntraced(function*(what: string, key: string, { holders }: LockStore.KeyState) {
+    for (const { holderId } of holders) {
+      const name = `${key} ${holderId}`
+      const signals = sides.map((side) => side.signals.get(name))
+      if (signals[0] === undefined || signals[1] === undefined) continue
+      for (const [i, side] of sides.entries()) {
+        const signal = yield* signals[i]!.pipe(
+          Effect.timeoutOrElse({
+            duration: "10 seconds",
+            orElse: () => Effect.die(new Error(`${what}: ${name} was granted, but not told`))
+          })
+        )
+        assert(signal._tag === "Granted", `${what}: ${name} was granted, but told to look again`)
+        assert.strictEqual(signal.grant.token, side.tokens.get(name), `${what}: the token that ${name} was told of`)
+        side.signals.delete(name)
+      }
+    }
+  })
+
+  for (const [i, command] of commands.entries()) {
+    if ((yield* execute(command)) === "too slow") return
+    for (const key of keys) {
+      const what = `${i}. ${JSON.stringify(command)}, then inspect ${key}`
+      const [expected, actual] = yield* Effect.all([reference.inspect(key), scripts.inspect(key)])
+      same(what, key, { answer: "", ...expected }, { answer: "", ...actual })
+      yield* listen(what, key, expected)
+    }
+  }
+}, Effect.scoped)
+
+const show = (actual: unknown, expected: unknown) => `Redis ${JSON.stringify(actual)}, memory ${JSON.stringify(expected)}`
+
+const byId = (a: { readonly holderId: string }, b: { readonly holderId: string }) => a.holderId < b.holderId ? -1 : 1
+
+const check = (options: Arbitrary.CheckOptions) =>
+  Arbitrary.checkEffect(
+    Commands,
+    (commands) => compare(commands).pipe(Effect.as(true), Effect.sandbox),
+    { runs: 1, size: 80, maxShrinks: 300, ...options }
+  ).pipe(
+    Effect.flatMap((result) => {
+      if (result._tag === "Passed") return Effect.void
+      if (result._tag !== "Falsified") return Effect.die(new Error(Arbitrary.formatCheckFailure(result)))
+      const { failure, replay, shrunkInput } = result
+      const lines = [
+        failure._tag === "PropertyError" ? String(Cause.squash(failure.error)) : failure._tag,
+        ...shrunkInput.map((command, i) => `${i}. ${JSON.stringify(command)}`),
+        `DIFFERENTIAL_REPLAY='${replay}' or DIFFERENTIAL_SEED=${seed}`
+      ]
+      return Effect.die(new Error(lines.join("\n")))
+    })
+  )
+
+layer(Clients.layer, { excludeTestServices: true })("the memory store and the Redis scripts", (it) => {
+  it.effect(`answer alike to ${sequences} random sequences of commands`, () =>
+    replay === undefined
+      ? Effect.forEach(
+        Array.from({ length: sequences }, (_, i) => `${seed}-${i}`),
+        (seed) => check({ seed }),
+        { concurrency: 8, discard: true }
+      )
+      : check({ replay }), 300_000)
+})

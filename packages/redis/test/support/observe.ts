@@ -1,0 +1,56 @@
+import { Context, Effect, type Exit, Logger, Metric, References } from "effect"
+import type { RedisServer } from "@effect-lock/test-utils"
+import * as scripts from "../../src/internal/scripts.ts"
+
+export interface LogLine {
+  readonly level: string
+  readonly text: string
+  readonly annotations: Readonly<Record<string, unknown>>
+}
+
+/** Runs a test with a logger that only writes to `lines`. */
+export const withLog = <A, E, R>(
+  test: (lines: ReadonlyArray<LogLine>) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E, R> =>
+  Effect.suspend(() => {
+    const lines: Array<LogLine> = []
+    const logger = Logger.make(({ fiber, logLevel, message }) => {
+      const text = (Array.isArray(message) ? message : [message]).map(String).join(" ")
+      lines.push({ level: logLevel, text, annotations: fiber.getRef(References.CurrentLogAnnotations) })
+    })
+    return Effect.provideService(test(lines), Logger.CurrentLoggers, new Set([logger]))
+  })
+
+/** For tests in which losses and failures, which are always logged, are what is wanted. */
+export const quietly = <A, E, R>(test: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => withLog(() => test)
+
+export interface Fibers {
+  readonly active: () => number
+}
+
+/** Runs a test that can count its fibers, those of its clients included. */
+export const withFiberCount = <A, E, R>(test: (fibers: Fibers) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.suspend(() => {
+    let active = 0
+    const service: Metric.FiberRuntimeMetricsService = {
+      recordFiberStart: () => void active++,
+      recordFiberEnd: (_context: Context.Context<never>, _exit: Exit.Exit<unknown, unknown>) => void active--
+    }
+    return Effect.provideService(test({ active: () => active }), Metric.FiberRuntimeMetrics, service)
+  })
+
+/** Runs a test with metrics of its own. */
+export const withMetrics = <A, E, R>(test: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.suspend(() => Effect.provideService(test, Metric.MetricRegistry, new Map()))
+
+const names: ReadonlyMap<string, string> = new Map(
+  Object.values(scripts).flatMap(({ name, sha, source }) => [[sha, name], [source, name]])
+)
+
+/** The script that an EVALSHA or EVAL runs, else the command's own name. */
+export const nameOf = ([command, script]: ReadonlyArray<string>): string =>
+  (/^eval(sha)?$/i.test(command!) ? names.get(script!) : undefined) ?? command!.toLowerCase()
+
+/** What clients sent, without what the scripts did and without the admin connection's own questions. */
+export const sent = (entries: ReadonlyArray<RedisServer.MonitorEntry>): ReadonlyArray<string> =>
+  entries.filter(({ source }) => source !== "lua").map(({ command }) => nameOf(command))

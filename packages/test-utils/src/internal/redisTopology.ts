@@ -1,0 +1,61 @@
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import type { Server } from "../RedisServer.ts"
+import { RedisServerError } from "./redisServerError.ts"
+
+/**
+ * Asks until the probe succeeds; what it failed with last says what was missing.
+ *
+ * @internal
+ */
+export const until = <A>(
+  what: string,
+  probe: Effect.Effect<A, string | RedisServerError>
+): Effect.Effect<A, RedisServerError> =>
+  Effect.suspend(() => {
+    let missing = ""
+    return probe.pipe(
+      Effect.tapError((error) =>
+        Effect.sync(() => {
+          missing = typeof error === "string" ? error : error.message
+        })
+      ),
+      Effect.retry(Schedule.spaced("20 millis")),
+      Effect.timeoutOrElse({
+        duration: "30 seconds",
+        orElse: () => Effect.fail(`${what}: not within 30 seconds (${missing})`)
+      }),
+      Effect.mapError((error) => new RedisServerError({ reason: "NotStarted", message: String(error) }))
+    )
+  })
+
+/**
+ * The reply as text, or `None` where there is none: the server is down, or paused.
+ *
+ * @internal
+ */
+export const ask = (
+  server: Server,
+  name: string,
+  ...args: ReadonlyArray<string>
+): Effect.Effect<Option.Option<unknown>> => Effect.option(Effect.timeout(server.command(name, ...args), "1 second"))
+
+/**
+ * What those servers say that answer.
+ *
+ * @internal
+ */
+export const askAll = <S extends Server>(
+  servers: ReadonlyArray<S>,
+  name: string,
+  ...args: ReadonlyArray<string>
+): Effect.Effect<Array<{ readonly server: S; readonly reply: unknown }>> =>
+  Effect.map(
+    Effect.forEach(
+      servers,
+      (server) => Effect.map(ask(server, name, ...args), Option.map((reply) => ({ server, reply }))),
+      { concurrency: "unbounded" }
+    ),
+    (answers) => answers.flatMap(Option.toArray)
+  )
