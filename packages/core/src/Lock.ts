@@ -335,10 +335,13 @@ const make = Effect.fnUntraced(function*(
     store,
     holdings: new Set(),
     scope: yield* Scope.Scope,
+    nursery: new holdings.Nursery(),
     sequence: 0,
     closed: false,
     floor: 0
   }
+  // Watches until everything has been closed.
+  yield* Effect.forkScoped(client.nursery.watch)
   yield* Effect.addFinalizer(() => closeAll(client, base.releaseTimeout))
   const scopedHolds = new Map<string, Set<ScopedHold>>()
   const regionId = (key: string) => `${client.id}/${key}`
@@ -552,10 +555,17 @@ const traceAcquire = <E>(holding: holdings.Holding, acquiring: Effect.Effect<unk
         span.attribute("lock.wait_ms", waited)
         if (holding.token > 0) span.attribute("lock.token", holding.token)
         if (holding.blockedBy !== undefined) span.attribute("lock.blocked_by", holding.blockedBy)
-        const counted = Metric.update(Metric.withAttributes(LockMetrics.acquisitions, { outcome }), 1)
-        return Exit.isSuccess(exit) ? Effect.andThen(counted, Metric.update(LockMetrics.wait, waited)) : counted
+        return Effect.withFiber(({ context }) => {
+          if (outcome === "granted") {
+            granted.updateUnsafe(1, context)
+            LockMetrics.wait.updateUnsafe(waited, context)
+          } else Metric.withAttributes(LockMetrics.acquisitions, { outcome }).updateUnsafe(1, context)
+          return Effect.void
+        })
       })
   )
+
+const granted = Metric.withAttributes(LockMetrics.acquisitions, { outcome: "granted" })
 
 const traceHold = <A, E, R>(holding: holdings.Holding, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.useSpan(

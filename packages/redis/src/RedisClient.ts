@@ -257,7 +257,16 @@ const failure = (operation: string, rejection: unknown, connectionError: unknown
   const cause = isReplyError(rejection) ? rejection : connectionError ?? rejection
   const detail = describe(cause)
   const reason = isReplyError(cause) && !transient.test(detail) ? "Refused" : "Unavailable"
-  return new LockError.LockStoreError({ store: "redis", operation, reason, detail, cause })
+  return new LockError.LockStoreError({ store: "redis", operation, reason, detail, cause: withoutCommand(cause) })
+}
+
+/** ioredis attaches the command to its errors; that of the handshake contains the password. */
+const withoutCommand = (cause: unknown): unknown => {
+  if (!(cause instanceof Error && "command" in cause)) return cause
+  const copy = new Error(cause.message)
+  copy.name = cause.name
+  if (cause.stack !== undefined) copy.stack = cause.stack
+  return copy
 }
 
 const describe = (cause: unknown): string => {

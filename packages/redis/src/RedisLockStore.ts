@@ -179,7 +179,7 @@ const makeStore = Effect.fnUntraced(function*(
     return [hash, `${hash}:queue`, `${hash}:waiters`, `${hash}:clients`]
   }
 
-  yield* checkServer(redis, keysOf("startup"))
+  yield* checkServer(redis, keysOf("startup"), channels + clientId)
   const room = yield* WaitingRoom.make(
     (key, sentAt, ids) =>
       redis.run(scripts.heartbeat, keysOf(key), [clientId, settings.liveness, stampOf(sentAt), channels, ...ids]),
@@ -322,9 +322,12 @@ const refused = (operation: string, detail: string): LockError.LockStoreError =>
 /** Finds out at start what would otherwise be found out under load. */
 const checkServer = Effect.fnUntraced(function*(
   redis: RedisClient.RedisClient,
-  keys: ReadonlyArray<string>
+  keys: ReadonlyArray<string>,
+  inbox: string
 ): Effect.fn.Return<void, LockError.LockStoreError> {
   yield* redis.run(scripts.inspect, keys, [])
+  // A script that may not publish its grant would break off half-way.
+  yield* redis.command("PUBLISH", inbox, "")
   // A managed server may not allow INFO: then nothing is known, and nothing is wrong.
   const info = yield* Effect.catch(redis.command("INFO"), () => Effect.succeed(""))
   const field = (name: string) => new RegExp(`^${name}:(.*?)\\r?$`, "m").exec(String(info))?.[1]

@@ -1,9 +1,10 @@
 import * as Cause from "effect/Cause"
-import type * as Clock from "effect/Clock"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
 import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
@@ -12,7 +13,7 @@ import { LockClosed, LockLost, LockStoreError, LockTimeout, type LossReason } fr
 import * as LockMetrics from "../LockMetrics.ts"
 import type { Resolved } from "../LockOptions.ts"
 import type { Attempt, Grant, Held, Instant, LockStore, Signal, Standing } from "../LockStore.ts"
-import { elapsedUnsafe, nowUnsafe } from "./instant.ts"
+import { elapsedUnsafe, monotonicUnsafe, nowUnsafe } from "./instant.ts"
 
 /**
  * What all locks of one layer share.
@@ -25,6 +26,7 @@ export interface Client {
   readonly holdings: Set<Holding>
   /** Owns what outlives a lock's own scope: the background abandon of a lost lease. */
   readonly scope: Scope.Scope
+  readonly nursery: Nursery
   sequence: number
   /** No command that asks for a lock is sent any more. */
   closed: boolean
@@ -167,7 +169,8 @@ export const open = (
         if (holding.lostFor !== undefined) return stopped(holding)
         holding.grant(grant)
         LockMetrics.held.modifyUnsafe(1, fiber.context)
-        return Effect.forkIn(keep(holding), scope, { startImmediately: true })
+        holding.client.nursery.add(holding, Effect.provideContext(keep(holding), fiber.context), scope)
+        return Effect.void
       }))
   ) as Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout>
 
@@ -259,9 +262,10 @@ const awaitGrant = (
     return counted(bounded)
   }
 
+  const isFresh = (sentAt: Instant, ttl: number) => elapsedUnsafe(sentAt, clock) < ttl * (1 - store.driftFactor)
+
   /** A grant that took longer to arrive than it lives must be confirmed before anybody relies on it. */
   const ifFresh = Effect.fnUntraced(function*(grant: Grant) {
-    const isFresh = (sentAt: Instant, ttl: number) => elapsedUnsafe(sentAt, clock) < ttl * (1 - store.driftFactor)
     if (isFresh(grant.sentAt, grant.ttl)) return Option.some(grant)
     const sentAt = nowUnsafe(clock)
     const held = { key: holding.key, holderId: holding.holderId, token: grant.token }
@@ -271,11 +275,11 @@ const awaitGrant = (
       : Option.none<Grant>()
   })
 
-  return Effect.gen(function*() {
+  const settle = Effect.fnUntraced(function*(first: Attempt) {
+    let attempt = first
     let standing: Standing = { holders: [], position: -1, queueLength: 0 }
     let contended = false
     while (true) {
-      const attempt = yield* ask
       // The scope or the layer may have closed while the command was under way, and its abandon may have come too early.
       if (holding.lostFor !== undefined) {
         yield* abandon(holding)
@@ -305,8 +309,15 @@ const awaitGrant = (
         if (!wait) return yield* tooSlow(holding)
       }
       if (timeLeft() <= 0) return yield* leave(standing)
+      attempt = yield* ask
     }
   })
+
+  // A free key needs none of the above.
+  return Effect.flatMap(ask, (attempt) =>
+    attempt._tag === "Granted" && holding.lostFor === undefined && isFresh(attempt.grant.sentAt, attempt.grant.ttl)
+      ? Effect.succeed(attempt.grant)
+      : settle(attempt))
 }
 
 const counted = <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
@@ -332,7 +343,7 @@ const tooSlow = (holding: Holding): Effect.Effect<never, LockStoreError> =>
   )
 
 /**
- * Keeps the lease alive until it is lost: one fiber per lease, in the lease's scope. Time decides, never a reply: a renewal
+ * Keeps the lease alive from its first renewal on until it is lost: one fiber per lease, in the lease's scope. Time decides, never a reply: a renewal
  * runs beside the timer that ends the lease (G3).
  */
 const keep = (holding: Holding): Effect.Effect<void> =>
@@ -354,6 +365,56 @@ const keep = (holding: Holding): Effect.Effect<void> =>
       }
     }
   }).pipe(Effect.ensuring(Effect.suspend(() => reportLoss(holding))))
+
+/**
+ * Watches over leases that nothing is to be done for yet. Most locks end before their first renewal, so a fiber of their own
+ * would be half of what they cost: one fiber reads the clocks for all, and starts each one's keeper in the lease's scope when
+ * it is due, or lost.
+ *
+ * @internal
+ */
+export class Nursery {
+  readonly #young = new Map<Holding, readonly [keeper: Effect.Effect<void>, scope: Scope.Scope]>()
+  readonly #alarm = Latch.makeUnsafe(false)
+  /** On the monotonic clock; in the past while nobody is watched. */
+  #wakesAt = -Infinity
+
+  add(holding: Holding, keeper: Effect.Effect<void>, scope: Scope.Scope): void {
+    this.#young.set(holding, [keeper, scope])
+    const dueAt = monotonicUnsafe(holding.clock) + untilDue(holding)
+    if (this.#wakesAt === -Infinity || dueAt < this.#wakesAt) this.#alarm.openUnsafe()
+  }
+
+  remove(holding: Holding): void {
+    this.#young.delete(holding)
+  }
+
+  readonly watch: Effect.Effect<never> = Clock.clockWith((clock) =>
+    Effect.gen({ self: this }, function*() {
+      while (true) {
+        this.#alarm.closeUnsafe()
+        let next = Infinity
+        for (const [holding, [keeper, scope]] of this.#young) {
+          const left = untilDue(holding)
+          if (left <= 0 || holding.lostFor !== undefined) {
+            this.#young.delete(holding)
+            yield* Effect.forkIn(keeper, scope, { startImmediately: true })
+          } else next = Math.min(next, left)
+        }
+        if (next === Infinity) {
+          this.#wakesAt = -Infinity
+          yield* this.#alarm.await
+        } else {
+          this.#wakesAt = monotonicUnsafe(clock) + next
+          yield* Effect.raceFirst(Effect.sleep(nap(next)), this.#alarm.await)
+        }
+      }
+    })
+  )
+}
+
+const untilDue = (holding: Holding): number =>
+  Math.min(holding.renewEvery - elapsedUnsafe(holding.renewedAt, holding.clock), untilLoss(holding))
 
 const maxHoldLeft = (holding: Holding): number => holding.options.maxHold - holding.heldFor()
 
@@ -420,6 +481,7 @@ export const end = (holding: Holding): Effect.Effect<void> =>
     const { lostFor, phase } = holding
     if (phase === "ended") return Effect.void
     holding.phase = "ended"
+    holding.client.nursery.remove(holding)
     holding.lose("Released")
     const finish = phase === "new"
       ? Effect.void
@@ -440,7 +502,11 @@ export const end = (holding: Holding): Effect.Effect<void> =>
   })
 
 const countEnd = (holding: Holding): Effect.Effect<void> =>
-  Effect.andThen(Metric.modify(LockMetrics.held, -1), Metric.update(LockMetrics.hold, holding.heldFor()))
+  Effect.withFiber(({ context }) => {
+    LockMetrics.held.modifyUnsafe(-1, context)
+    LockMetrics.hold.updateUnsafe(holding.heldFor(), context)
+    return Effect.void
+  })
 
 const release = (holding: Holding): Effect.Effect<void> => {
   const keepFor = Math.max(0, Math.ceil(holding.options.minHold - holding.heldFor()))
@@ -454,9 +520,16 @@ const unfailing = (
   holding: Holding,
   operation: string,
   send: () => Effect.Effect<unknown, LockStoreError>
-): Effect.Effect<void> =>
-  Effect.suspend(send).pipe(
-    Effect.retry({ schedule: retryRelease, while: (error) => error.reason !== "Refused" }),
+): Effect.Effect<void> => {
+  const attempt = Effect.suspend(send)
+  // A schedule costs more than the release itself: only a failed first try needs one.
+  return Effect.catch(
+    attempt,
+    (error) =>
+      isUnknown(error)
+        ? Effect.delay(Effect.retry(attempt, { schedule: retryRelease, while: isUnknown }), 20)
+        : Effect.fail(error)
+  ).pipe(
     Effect.timeoutOrElse({
       duration: holding.options.releaseTimeout,
       orElse: () =>
@@ -478,5 +551,8 @@ const unfailing = (
     ),
     Effect.asVoid
   )
+}
+
+const isUnknown = (error: LockStoreError): boolean => error.reason !== "Refused"
 
 const retryRelease = Schedule.min([Schedule.exponential(Duration.millis(20)), Schedule.spaced(Duration.millis(500))])

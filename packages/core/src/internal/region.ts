@@ -177,13 +177,12 @@ export const ended = ({ holding }: Region): LockLost =>
 const close = (region: Region): Effect.Effect<void> =>
   Effect.suspend(() => {
     region.open = false
-    Deferred.doneUnsafe(region.over, Effect.suspend(() => Effect.fail(ended(region))))
-    const [current, ...waiting] = region.turns
-    region.turns.length = 0
+    // Who waits is sent off first: the current one may end, and call the next, as soon as it is told.
+    const [current, ...waiting] = region.turns.splice(0)
+    if (current !== undefined) region.turns.push(current)
     for (const turn of waiting) Deferred.doneUnsafe(turn.called, Effect.succeed(false))
-    if (current === undefined) return Effect.void
-    region.turns.push(current)
-    return current.isBody ? Deferred.await(current.done) : Effect.void
+    Deferred.doneUnsafe(region.over, Effect.suspend(() => Effect.fail(ended(region))))
+    return current?.isBody === true ? Deferred.await(current.done) : Effect.void
   })
 
 const timedOut = (region: Region, turn: Turn, waitTimeout: number): LockTimeout => {

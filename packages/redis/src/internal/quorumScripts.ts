@@ -1,0 +1,268 @@
+import { createHash } from "node:crypto"
+import type { Script } from "./scripts.ts"
+
+/**
+ * What one voter of a quorum does. All scripts take the key of one lock at that voter, a hash:
+ *
+ * - `c` the counter, which only grows for as long as the key lives
+ * - the vote, if there is one: `n` its nonce (`<client>-<round>`, or `kept` for nobody's), `k` the counter it was given,
+ *   `t` the token of the lease when that is another number (else 0), `u` until when it lives, `s` since when, `i` holder id,
+ *   `m` metadata
+ * - `w:<client>` a client that waits, and `w` until when any of them does
+ * - `q` where no key of its own is given for it: which server process may vote since when
+ *
+ * `n` and `k` together occur once. While a voter says `n k`, nobody else has had its vote since it gave that one.
+ *
+ * Only the server's clock is used, and every key has an expiry: the fence outlives the vote by `retention`, which is
+ * longest ttl plus slack. A counter that is forgotten then is forgotten as in a server that lost its memory, and the same
+ * proof holds: whatever token it had given is older than the clock by more than clocks may differ.
+ */
+const script = (name: string, body: string, parts: ReadonlyArray<string> = []): Script => {
+  const source = [opening, ...parts, body].join("")
+  return { name, source, sha: createHash("sha1").update(source).digest("hex") }
+}
+
+const opening = `
+local K = KEYS[1]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local stored = redis.call('HMGET', K, 'c', 'n', 'k', 't', 'u', 's', 'i', 'm')
+local counter = tonumber(stored[1] or 0)
+local nonce, vote, token, holder, meta = stored[2], stored[3], stored[4], stored[7], stored[8]
+local expiry, since = tonumber(stored[5] or 0), tonumber(stored[6] or 0)
+local live = nonce and expiry > now
+local claim = token and token ~= '0' and token or vote
+
+local function int(number) return string.format('%.0f', number) end
+
+local function retain(moment, retention) redis.call('PEXPIREAT', K, int(moment + retention)) end
+
+local function who()
+  if not live then return {} end
+  return { nonce, holder, claim, int(now - since), int(expiry - now), meta }
+end
+
+local function isOf(wantedNonce, wantedHolder, wantedToken)
+  return live and nonce ~= 'kept' and
+    (nonce == wantedNonce or (holder == wantedHolder and (wantedToken == '*' or wantedToken == claim)))
+end
+`
+
+// A process that is not the one of the mark has restarted, or was promoted: it may have forgotten votes, so it gives none
+// until all of them have run out. Without a mark only its uptime tells; seconds are cut off, on both sides.
+const withholding = `
+local function withheld(mark, quarantine)
+  local info = redis.call('INFO', 'server')
+  local process = string.match(info, 'run_id:(%w+)')
+  local up = (tonumber(string.match(info, 'uptime_in_seconds:(%d+)')) - 1) * 1000
+  local marked, from = string.match(mark or '', '^(%w+) (%d+)$')
+  local rest = math.max(0, quarantine - up)
+  if not marked then return process, 0, rest end
+  if marked == process then return process, 1, math.max(0, tonumber(from) - now) end
+  return process, 2, rest > 0 and rest or quarantine
+end
+`
+
+/**
+ * Asks for this voter's vote. `{1, counter}` granted · `{0, counter, holder}` held by somebody else · `{2, time}` withheld
+ *
+ * @internal
+ */
+export const acquire = script(
+  "acquire",
+  `
+local client, round, id, ttl, floor = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local retention, quarantine, fresh, wait = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9] == '1', tonumber(ARGV[10])
+local mine = client .. '-' .. ARGV[2]
+-- Executed twice: one vote.
+if live and nonce == mine then return { 1, vote } end
+if live then
+  -- An own earlier round is over and does not block this one; a later one is not to be overtaken.
+  local owner, earlier = string.match(nonce, '^(%w+)%-(%d+)$')
+  if not (owner == client and holder == id and tonumber(earlier) < round) then
+    if wait > 0 then
+      local latest = tonumber(redis.call('HGET', K, 'w') or 0)
+      redis.call('HSET', K, 'w', int(math.max(latest, now + wait)), 'w:' .. client,
+        int(now + wait) .. ' ' .. ARGV[11] .. ' ' .. string.len(id) .. ' ' .. id .. ARGV[6])
+    end
+    return { 0, int(counter), who() }
+  end
+end
+if quarantine > 0 then
+  local mark
+  if KEYS[2] then mark = redis.call('GET', KEYS[2]) else mark = redis.call('HGET', K, 'q') end
+  local process, state, rest = withheld(mark, quarantine)
+  if state == 0 and fresh then rest = 0 end
+  if state == 2 or (state == 0 and rest == 0) then
+    local text = process .. ' ' .. int(now + rest)
+    if KEYS[2] then redis.call('SET', KEYS[2], text, 'PX', int(4 * quarantine)) else redis.call('HSET', K, 'q', text) end
+  end
+  if rest > 0 then return { 2, int(rest) } end
+end
+-- Seconds, not microseconds: voters whose clocks agree within one give the same number, and one round trip decides.
+counter = math.max(counter + 1, floor + 1, time[1] * 1048576)
+local text, expires = int(counter), now + ttl + 1
+redis.call('HSET', K, 'c', text, 'n', mine, 'k', text, 't', '0', 'u', int(expires), 's', int(now), 'i', id, 'm', ARGV[6])
+if wait > 0 then redis.call('HDEL', K, 'w:' .. client) end
+retain(expires, retention)
+return { 1, text }
+`,
+  [withholding]
+)
+
+/**
+ * Raises the counter to the token, if the vote is still the one that was given. `1` done · `0` the vote is gone
+ *
+ * @internal
+ */
+export const writeBack = script(
+  "writeBack",
+  `
+if not (live and nonce == ARGV[1] and vote == ARGV[2]) then return 0 end
+redis.call('HSET', K, 'c', int(math.max(counter, tonumber(ARGV[3]))), 't', ARGV[3])
+return 1
+`
+)
+
+/**
+ * Takes a vote back, by its nonce or by holder id and token (`*`: any), and tells the client that waits longest.
+ * `{1 or 0, holder just before}`
+ *
+ * @internal
+ */
+export const release = script(
+  "release",
+  `
+local id, floor, keepFor, inbox, client = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local retention = tonumber(ARGV[8])
+local before = who()
+if stored[1] and floor > counter then
+  redis.call('HSET', K, 'c', int(floor))
+  retain(math.max(expiry, now), retention)
+end
+if id ~= '' then
+  local waiting = redis.call('HGET', K, 'w:' .. client)
+  if waiting then
+    local length, rest = string.match(waiting, '^%d+ %d+ (%d+) (.*)$')
+    if string.sub(rest, 1, tonumber(length)) == id then redis.call('HDEL', K, 'w:' .. client) end
+  end
+end
+if not isOf(ARGV[1], id, ARGV[3]) then return { 0, before } end
+if keepFor > 0 then
+  redis.call('HSET', K, 'n', 'kept', 'u', int(now + keepFor + 1))
+  retain(now + keepFor + 1, retention)
+  return { 1, before }
+end
+redis.call('HDEL', K, 'n', 'k', 't', 'u', 's', 'i', 'm')
+if inbox == '' then return { 1, before } end
+local latest = redis.call('HGET', K, 'w')
+if latest and tonumber(latest) > now then
+  local waiting, all = {}, redis.call('HGETALL', K)
+  for i = 1, #all, 2 do
+    local name = string.match(all[i], '^w:(.*)$')
+    if name then
+      local alive, from = string.match(all[i + 1], '^(%d+) (%d+) ')
+      if tonumber(alive) > now then waiting[#waiting + 1] = { name, tonumber(from) }
+      else redis.call('HDEL', K, all[i]) end
+    end
+  end
+  -- By the clients' own clocks: a hint, which all voters read alike.
+  table.sort(waiting, function(a, b) return a[2] < b[2] or (a[2] == b[2] and a[1] < b[1]) end)
+  for _, one in ipairs(waiting) do
+    if redis.call('PUBLISH', inbox .. one[1], nonce .. ' ' .. K) > 0 then break end
+    redis.call('HDEL', K, 'w:' .. one[1])
+  end
+end
+return { 1, before }
+`
+)
+
+/**
+ * Lets a vote live on. `1` done · `0` there is none · `2` somebody else's
+ *
+ * @internal
+ */
+export const extend = script(
+  "extend",
+  `
+if not isOf(ARGV[1], ARGV[2], ARGV[3]) then return live and 2 or 0 end
+expiry = math.max(expiry, now + tonumber(ARGV[4]) + 1)
+redis.call('HSET', K, 'u', int(expiry))
+retain(expiry, tonumber(ARGV[5]))
+return 1
+`
+)
+
+/**
+ * Votes again for a lease of which a majority has just been confirmed. `1` done · `0` somebody else's
+ *
+ * @internal
+ */
+export const heal = script(
+  "heal",
+  `
+if live then return nonce == ARGV[1] and 1 or 0 end
+local expires = now + tonumber(ARGV[4]) + 1
+redis.call('HSET', K, 'c', int(math.max(counter, tonumber(ARGV[3]))), 'n', ARGV[1], 'k', ARGV[3], 't', ARGV[3],
+  'u', int(expires), 's', int(now - tonumber(ARGV[5])), 'i', ARGV[2], 'm', ARGV[6])
+retain(expires, tonumber(ARGV[7]))
+return 1
+`
+)
+
+/**
+ * `{holder, {{client, id, waited, metadata}, ...}}`; changes nothing
+ *
+ * @internal
+ */
+export const inspect = script(
+  "inspect",
+  `
+local waiting = {}
+local latest = redis.call('HGET', K, 'w')
+if latest and tonumber(latest) > now then
+  local all = redis.call('HGETALL', K)
+  for i = 1, #all, 2 do
+    local name = string.match(all[i], '^w:(.*)$')
+    if name then
+      local alive, from, length, rest = string.match(all[i + 1], '^(%d+) (%d+) (%d+) (.*)$')
+      length = tonumber(length)
+      if tonumber(alive) > now then
+        waiting[#waiting + 1] =
+          { name, string.sub(rest, 1, length), int(math.max(0, now - tonumber(from))), string.sub(rest, length + 1) }
+      end
+    end
+  end
+end
+return { who(), waiting }
+`
+)
+
+const checkSource = `
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local quarantine, mode = tonumber(ARGV[1]), ARGV[2]
+
+local function int(number) return string.format('%.0f', number) end
+${withholding}
+local mark = redis.call('GET', KEYS[1])
+local process, state, rest = withheld(mark, quarantine)
+if mode ~= 'look' and quarantine > 0 then
+  if state == 0 and mode == 'initialize' then rest = 0 end
+  redis.call('SET', KEYS[1], process .. ' ' .. int(now + rest), 'PX', int(4 * quarantine))
+end
+return { process, int(now), state, int(rest) }
+`
+
+/**
+ * Which process answers, and whether it may vote. The mark outlives every lease: it is renewed by whoever uses the quorum, so
+ * where there is none nobody has a lease. `look` changes nothing; `initialize` declares a voter without a mark to be new;
+ * `known` leaves a mark that says it is not. `{process, time, mark: 0 none, 1 its own, 2 of another, time withheld}`
+ *
+ * @internal
+ */
+export const check: Script = {
+  name: "check",
+  source: checkSource,
+  sha: createHash("sha1").update(checkSource).digest("hex")
+}
