@@ -92,8 +92,9 @@ Ada's next renewal, here every 500 ms, told her that the store no longer knew he
 deleted lock protects nothing. Ben's token is the greater one, so an account that compares tokens would refuse Ada.`)
 })
 
-program.pipe(
-  Effect.provide(Screen.layer({ workers, key }).pipe(Layer.provideMerge(LockLive))),
-  Effect.provide(Screen.logger),
-  NodeRuntime.runMain
+const AppLive = Screen.layer({ workers, key }).pipe(
+  Layer.provideMerge(LockLive),
+  Layer.provideMerge(Screen.logger)
 )
+
+program.pipe(Effect.provide(AppLive), NodeRuntime.runMain)

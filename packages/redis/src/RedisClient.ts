@@ -2,14 +2,22 @@
  * The little that a lock store needs of a Redis client, behind a port so that another client can follow: run a script, listen
  * to a channel, ask for the server's state. Every command is bounded by `commandTimeout`, whatever the client retries.
  *
+ * **Details**
+ *
+ * What a server or a Cluster answers while it cannot do anything yet (loading, failing over, moving a slot) is asked again
+ * within `commandTimeout`. Where a failover is possible (Cluster, Sentinel), so is what was lost with a connection: a
+ * script may then run twice.
+ *
  * @since 0.1.0
  */
 import * as LockError from "@effect-lock/core/LockError"
 import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
-import { type Cluster, Redis, type RedisOptions } from "ioredis"
+import { Cluster, type ClusterNode, type ClusterOptions, Redis, type RedisOptions } from "ioredis"
 import type { Script } from "./internal/scripts.ts"
 
 /**
@@ -19,11 +27,16 @@ import type { Script } from "./internal/scripts.ts"
  * @since 0.1.0
  */
 export interface RedisClient {
-  /** Runs a script by its digest, with its source where the server does not know it. */
+  /**
+   * Runs a script by its digest, with its source where the server does not know it. `onUnanswered` is called when the wait
+   * for a script that was sent ends without an answer, by time-out or interruption; what it returns is called with the
+   * answer, should that still come (`undefined`: it never will).
+   */
   readonly run: (
     script: Script,
     keys: ReadonlyArray<string>,
-    args: ReadonlyArray<string | number>
+    args: ReadonlyArray<string | number>,
+    onUnanswered?: () => (reply: unknown) => void
   ) => Effect.Effect<unknown, LockError.LockStoreError>
   /** Any other command. */
   readonly command: (
@@ -56,12 +69,63 @@ export const make = Effect.fnUntraced(function*(
   const connection = yield* connect(() => {
     const all: RedisOptions & { replyMapping: "legacy" } = {
       connectionName: "effect-lock",
+      // A sentinel that hangs must leave time to ask another.
+      sentinelCommandTimeout: Math.ceil(commandTimeout / 4),
       ...options,
       ...reliable(commandTimeout),
+      ...options.sentinels === undefined
+        ? undefined
+        : { socketTimeout: commandTimeout, retryStrategy: backoff(maxFailoverBackoff) },
       replyMapping: "legacy"
     }
     return url === undefined ? new Redis(all) : new Redis(url, all)
   }, commandTimeout)
+  return yield* makeFrom(connection.redis, commandTimeout, connection)
+})
+
+/**
+ * A client of a Cluster with connections of its own, closed with the scope: one to each master it sends commands to, and
+ * one for the subscription, to any node. Fails with `Unavailable` when no node can be reached, or the Cluster is down, for
+ * `commandTimeout` (milliseconds).
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeCluster = Effect.fnUntraced(function*(
+  nodes: ReadonlyArray<ClusterNode>,
+  options: ClusterOptions,
+  commandTimeout: number
+): Effect.fn.Return<RedisClient, LockError.LockStoreError, Scope.Scope> {
+  const { autoResendUnfulfilledCommands, connectTimeout, disconnectTimeout, maxRetriesPerRequest } = reliable(
+    commandTimeout
+  )
+  const connection = yield* connect(() =>
+    new Cluster([...nodes], {
+      slotsRefreshInterval: 5000,
+      ...options,
+      lazyConnect: true,
+      // When a slot has moved, ioredis sends on a pipeline only as a whole: others in it would fail.
+      enableAutoPipelining: false,
+      scaleReads: "master",
+      // What may have run is not for ioredis to send again, and what has not is for us: nobody else knows who still waits.
+      retryDelayOnFailover: 0,
+      retryDelayOnClusterDown: 0,
+      retryDelayOnTryAgain: 20,
+      maxRedirections: 5,
+      clusterRetryStrategy: backoff(maxFailoverBackoff),
+      clusterNodeRetryStrategy: null,
+      redisOptions: {
+        connectionName: "effect-lock",
+        ...options.redisOptions,
+        autoResendUnfulfilledCommands,
+        connectTimeout,
+        disconnectTimeout,
+        maxRetriesPerRequest,
+        // A node that hangs is noticed by its own connection: others still answer.
+        socketTimeout: commandTimeout,
+        replyMapping: "legacy"
+      }
+    }), commandTimeout)
   return yield* makeFrom(connection.redis, commandTimeout, connection)
 })
 
@@ -87,39 +151,56 @@ const reliable = (commandTimeout: number) => ({
   connectTimeout: commandTimeout,
   // How long a connection that hangs is given to close in good order before it is cut.
   disconnectTimeout: 200,
-  retryStrategy: (attempt: number) => Math.min(50 * 2 ** Math.min(attempt, 5), 1000) * (0.75 + Math.random() / 2)
+  retryStrategy: backoff(1000)
 })
 
+const backoff = (max: number) => (attempt: number): number =>
+  Math.min(50 * 2 ** Math.min(attempt, 5), max) * (0.75 + Math.random() / 2)
+
+// Somebody else is about to take over.
+const maxFailoverBackoff = 250
+
 /** A connection of our own, and what it was last lost for: ioredis itself reports only that it was. */
-interface Connection {
-  readonly redis: Redis
+interface Connection<C extends Redis | Cluster = Redis | Cluster> {
+  readonly redis: C
   lastError: unknown
 }
 
-const connect = (
-  open: () => Redis,
+const connect = <C extends Redis | Cluster>(
+  open: () => C,
   timeout: number
-): Effect.Effect<Connection, LockError.LockStoreError, Scope.Scope> =>
+): Effect.Effect<Connection<C>, LockError.LockStoreError, Scope.Scope> =>
   Effect.acquireRelease(
     Effect.sync(() => {
-      const connection: Connection = { redis: open(), lastError: undefined }
-      // Without a listener ioredis prints every connection error; commands report them.
-      connection.redis.on("error", (error) => {
+      const connection: Connection<C> = { redis: open(), lastError: undefined }
+      const keep = (error: unknown) => {
         connection.lastError = error
-      })
-      connection.redis.on("ready", () => {
-        connection.lastError = undefined
-      })
+      }
+      const emitter = connection.redis as NodeJS.EventEmitter
+      // Without a listener ioredis prints every connection error; commands report them.
+      emitter.on("error", keep)
+      emitter.on("node error", keep)
+      emitter.on("ready", () => keep(undefined))
       return connection
     }),
     ({ redis }) => Effect.sync(() => redis.disconnect())
   ).pipe(
     Effect.tap((connection) =>
-      Effect.tryPromise({
-        try: () => connection.redis.connect(),
-        catch: (cause) => failure("connect", cause, connection.lastError)
+      Effect.callback<void, unknown>((resume) => {
+        // A Cluster that is down at first is connected to again, and its promise is forgotten.
+        ;(connection.redis as NodeJS.EventEmitter).once("ready", () => resume(Effect.void))
+        connection.redis.connect().then(() => resume(Effect.void), (cause) => resume(Effect.fail(cause)))
       }).pipe(
-        Effect.timeoutOrElse({ duration: timeout, orElse: () => Effect.fail(timedOut("connect", timeout)) })
+        Effect.mapError((cause) => failure("connect", cause, connection.lastError)),
+        Effect.timeoutOrElse({
+          duration: timeout,
+          orElse: () =>
+            Effect.fail(
+              connection.lastError === undefined
+                ? timedOut("connect", timeout)
+                : failure("connect", undefined, connection.lastError)
+            )
+        })
       )
     )
   )
@@ -134,6 +215,8 @@ interface Pending {
   readonly operation: string
   readonly sentAt: number
   readonly resume: (effect: Effect.Effect<unknown, LockError.LockStoreError>) => void
+  readonly onUnanswered: (() => (reply: unknown) => void) | undefined
+  onLateReply: ((reply: unknown) => void) | undefined
 }
 
 const makeFrom = Effect.fnUntraced(function*(
@@ -144,6 +227,11 @@ const makeFrom = Effect.fnUntraced(function*(
   const commander = redis as unknown as Commander
   const clock = yield* Clock.clockWith(Effect.succeed)
   const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1_000_000
+  const ownRedis = owned?.redis instanceof Redis ? owned.redis : undefined
+  const failsOver = isCluster(redis) || redis.options.sentinels !== undefined
+  const transient = failsOver ? transientInFailover : transientOnServer
+  /** Called when there is reason to doubt that the other connections are any better. */
+  const suspicious = new Set<() => void>()
 
   // All commands have the same time-out, so the oldest runs out first: one fiber watches over all of them, and a command
   // on the hot path costs no timer and no fiber of its own.
@@ -151,7 +239,12 @@ const makeFrom = Effect.fnUntraced(function*(
   const busy = Latch.makeUnsafe(false)
   let lastReplyAt = now()
   // What is sent again over a new connection has not been waiting for that one.
-  if (owned !== undefined) owned.redis.on("ready", () => void (lastReplyAt = now()))
+  if (owned !== undefined) {
+    ;(owned.redis as NodeJS.EventEmitter).on("ready", () => {
+      lastReplyAt = now()
+      for (const check of suspicious) check()
+    })
+  }
   yield* Effect.gen(function*() {
     while (true) {
       yield* busy.await
@@ -165,87 +258,212 @@ const makeFrom = Effect.fnUntraced(function*(
         yield* Effect.sleep(left)
         continue
       }
-      pending.delete(oldest)
+      giveUp(oldest)
       oldest.resume(Effect.fail(timedOut(oldest.operation, commandTimeout)))
       // Replies come in order: none since it was sent means that the connection hangs, half-open perhaps for minutes.
-      if (owned !== undefined && lastReplyAt < oldest.sentAt && mayHang.has(redis.status)) owned.redis.disconnect(true)
+      if (ownRedis !== undefined && lastReplyAt < oldest.sentAt && mayHang.has(ownRedis.status)) {
+        ownRedis.disconnect(true)
+      }
+      for (const check of suspicious) check()
     }
   }).pipe(Effect.forkScoped)
 
+  const giveUp = (command: Pending): void => {
+    if (pending.delete(command)) command.onLateReply = command.onUnanswered?.()
+  }
+
   const bounded = (
     operation: string,
-    send: () => Promise<unknown>
+    send: () => Promise<unknown>,
+    onUnanswered?: () => (reply: unknown) => void
   ): Effect.Effect<unknown, LockError.LockStoreError> =>
     Effect.callback<unknown, LockError.LockStoreError>((resume) => {
-      const command: Pending = { operation, sentAt: now(), resume }
+      const command: Pending = { operation, sentAt: now(), resume, onUnanswered, onLateReply: undefined }
       pending.add(command)
       if (pending.size === 1) busy.openUnsafe()
-      const settle = (effect: Effect.Effect<unknown, LockError.LockStoreError>) => {
+      const settle = (effect: Effect.Effect<unknown, LockError.LockStoreError>, reply: unknown) => {
         lastReplyAt = now()
         if (pending.delete(command)) resume(effect)
+        else command.onLateReply?.(reply)
       }
-      const settleWith = (cause: unknown) => settle(Effect.fail(failure(operation, cause, owned?.lastError)))
+      const settleWith = (cause: unknown) =>
+        settle(Effect.fail(failure(operation, cause, owned?.lastError, transient)), undefined)
       try {
-        send().then((reply) => settle(Effect.succeed(reply)), settleWith)
+        send().then((reply) => settle(Effect.succeed(reply), reply), settleWith)
       } catch (cause) {
         settleWith(cause)
       }
-      return Effect.sync(() => void pending.delete(command))
+      return Effect.sync(() => giveUp(command))
     })
 
-  const run: RedisClient["run"] = (script, keys, args) =>
-    Effect.catchIf(
-      bounded(script.name, () => commander.evalsha(script.sha, keys.length, ...keys, ...args)),
-      isUnknownScript,
-      () => bounded(script.name, () => commander.eval(script.source, keys.length, ...keys, ...args))
-    )
+  const isConnected = () => owned === undefined || !failsOver || redis.status === "ready"
+
+  const run: RedisClient["run"] = (script, keys, args, onUnanswered) =>
+    Effect.suspend(() => {
+      const startedAt = now()
+      const bySource = Effect.suspend(() =>
+        bounded(script.name, () => commander.eval(script.source, keys.length, ...keys, ...args), onUnanswered)
+      )
+      const byDigest = Effect.suspend(() =>
+        isConnected()
+          ? bounded(
+            script.name,
+            () => commander.evalsha(script.sha, keys.length, ...keys, ...args),
+            onUnanswered
+          )
+          // ioredis would queue it without any bound, and send it long after everybody has forgotten it.
+          : Effect.fail(failure(script.name, new Error("not connected"), owned?.lastError, transient))
+      )
+      const once = Effect.catchIf(byDigest, isUnknownScript, () => bySource)
+      return Effect.catchIf(once, isWorthAnother, (error) => again(once, error, startedAt + commandTimeout))
+    })
+
+  const isWorthAnother = (error: LockError.LockStoreError): boolean =>
+    error.reason === "Unavailable" && (failsOver || isReplyError(error.cause))
+
+  /** Asks until there is another answer, or the time is over that one command has. */
+  const again = (
+    once: Effect.Effect<unknown, LockError.LockStoreError>,
+    first: LockError.LockStoreError,
+    until: number
+  ): Effect.Effect<unknown, LockError.LockStoreError> => {
+    let last = first
+    const next: Effect.Effect<unknown, LockError.LockStoreError> = Effect.suspend(() => {
+      // The server of this connection is not the master any more.
+      if (last.detail !== undefined && demoted.test(last.detail) && ownRedis?.status === "ready") {
+        ownRedis.disconnect(true)
+      }
+      // A pipeline of a borrowed Cluster does not always learn from this.
+      if (last.detail?.startsWith("MOVED ") === true && isCluster(redis)) redis.refreshSlotsCache()
+      return Effect.sleep(25 + Math.random() * 50).pipe(
+        Effect.andThen(once),
+        Effect.catchIf(isWorthAnother, (error) => {
+          last = error
+          return next
+        })
+      )
+    })
+    return Effect.timeoutOrElse(next, { duration: Math.max(0, until - now()), orElse: () => Effect.fail(last) })
+  }
 
   const command: RedisClient["command"] = (name, ...args) => bounded(name, () => commander.call(name, ...args))
 
-  const subscribe: RedisClient["subscribe"] = Effect.fnUntraced(function*(channel, onMessage, onReconnect) {
-    const connection = yield* connect(
-      () =>
-        (redis as Redis).duplicate({
-          ...reliable(commandTimeout),
-          // A subscriber that speaks RESP3 drops what the server pushes on its own account.
-          protocol: 2,
-          enableAutoPipelining: false,
-          // What ioredis subscribes again by itself it forgets when that fails, with a rejection that nobody can handle.
-          autoResubscribe: false,
-          // Nobody else would notice that a handshake or a subscription of a later connection gets no answer.
-          socketTimeout: commandTimeout,
-          connectionName: "effect-lock-subscriber"
-        }),
-      commandTimeout
-    )
-    const subscriber = connection.redis
-    yield* Effect.acquireRelease(
-      Effect.sync(() => {
-        const message = (_channel: string, text: string) => onMessage(text)
-        const ready = () => void subscriber.subscribe(channel).then(onReconnect, () => {})
-        subscriber.on("message", message)
-        subscriber.on("ready", ready)
-        return { message, ready }
-      }),
-      ({ message, ready }) =>
-        Effect.sync(() => {
-          subscriber.off("message", message)
-          subscriber.off("ready", ready)
-        })
-    )
-    yield* Effect.tryPromise({
-      try: () => subscriber.subscribe(channel),
-      catch: (cause) => failure("subscribe", cause, connection.lastError)
+  const subscriberOptions = {
+    ...reliable(commandTimeout),
+    ...failsOver ? { retryStrategy: backoff(maxFailoverBackoff) } : undefined,
+    // A subscriber that speaks RESP3 drops what the server pushes on its own account.
+    protocol: 2 as const,
+    enableAutoPipelining: false,
+    // What ioredis subscribes again by itself it forgets when that fails, with a rejection that nobody can handle.
+    autoResubscribe: false,
+    // Nobody else would notice that a handshake or a subscription of a later connection gets no answer.
+    socketTimeout: commandTimeout,
+    connectionName: "effect-lock-subscriber"
+  }
+
+  const subscribeOn = (connection: Connection<Redis>, channel: string) =>
+    Effect.tryPromise({
+      try: () => connection.redis.subscribe(channel),
+      catch: (cause) => failure("subscribe", cause, connection.lastError, transient)
     }).pipe(
       Effect.timeoutOrElse({
         duration: commandTimeout,
         orElse: () => Effect.fail(timedOut("subscribe", commandTimeout))
       })
     )
+
+  const subscribeToServer: RedisClient["subscribe"] = Effect.fnUntraced(function*(channel, onMessage, onReconnect) {
+    const connection = yield* connect(() => (redis as Redis).duplicate(subscriberOptions), commandTimeout)
+    const subscriber = connection.redis
+    yield* Effect.acquireRelease(
+      Effect.sync(() => {
+        const message = (_channel: string, text: string) => onMessage(text)
+        const ready = () => void subscriber.subscribe(channel).then(onReconnect, () => {})
+        const check = () => {
+          if (subscriber.status === "ready") subscriber.ping().catch(() => {})
+        }
+        subscriber.on("message", message)
+        subscriber.on("ready", ready)
+        suspicious.add(check)
+        return { check, message, ready }
+      }),
+      ({ check, message, ready }) =>
+        Effect.sync(() => {
+          suspicious.delete(check)
+          subscriber.off("message", message)
+          subscriber.off("ready", ready)
+        })
+    )
+    yield* subscribeOn(connection, channel)
   })
 
-  return { run, command, subscribe }
+  /**
+   * A message reaches every node of a Cluster, so any will do, for as long as it lives: its end is noticed by the
+   * connection, by an unanswered ping, or by the Cluster having dropped it. ioredis' own subscriber tells nobody when it
+   * has moved on, and does not notice a node that hangs.
+   */
+  const subscribeToCluster = (cluster: Cluster): RedisClient["subscribe"] =>
+    Effect.fnUntraced(function*(channel, onMessage, onReconnect) {
+      const started = Deferred.makeUnsafe<void, LockError.LockStoreError>()
+      let lastNode = ""
+      const session = Effect.gen(function*() {
+        const node = pickNode(cluster, lastNode)
+        if (node === undefined) {
+          return yield* Effect.fail(failure("subscribe", new Error("no node is known"), owned?.lastError, transient))
+        }
+        lastNode = addressOf(node)
+        const open = () => node.duplicate({ ...subscriberOptions, readOnly: false, retryStrategy: () => null })
+        const connection = yield* connect(open, commandTimeout)
+        const ended = Deferred.makeUnsafe<void>()
+        const end = () => void Deferred.doneUnsafe(ended, Exit.void)
+        const onNodeGone = (gone: Redis) => {
+          if (addressOf(gone) === lastNode) end()
+        }
+        connection.redis.on("message", (_channel, text) => onMessage(text))
+        connection.redis.on("end", end)
+        yield* Effect.acquireRelease(
+          Effect.sync(() => cluster.on("-node", onNodeGone)),
+          () => Effect.sync(() => cluster.off("-node", onNodeGone))
+        )
+        yield* subscribeOn(connection, channel)
+        if (!Deferred.doneUnsafe(started, Exit.void)) onReconnect()
+        const pings = Effect.promise(() => connection.redis.ping().catch(end)).pipe(
+          Effect.andThen(Effect.sleep(commandTimeout)),
+          Effect.forever
+        )
+        yield* Effect.raceFirst(Deferred.await(ended), pings)
+      })
+      let lastError = timedOut("subscribe", commandTimeout)
+      yield* Effect.scoped(session).pipe(
+        Effect.catch((error) =>
+          Effect.sync(() => {
+            lastError = error
+            if (error.reason === "Refused") Deferred.doneUnsafe(started, Exit.fail(error))
+          })
+        ),
+        Effect.andThen(Effect.suspend(() => Effect.sleep(25 + Math.random() * 50))),
+        Effect.forever,
+        Effect.forkScoped
+      )
+      yield* Deferred.await(started).pipe(
+        Effect.timeoutOrElse({ duration: commandTimeout, orElse: () => Effect.fail(lastError) })
+      )
+    })
+
+  return { run, command, subscribe: isCluster(redis) ? subscribeToCluster(redis) : subscribeToServer }
 })
+
+const isCluster = (redis: Redis | Cluster): redis is Cluster => redis.isCluster
+
+const addressOf = ({ options: { host, port } }: Redis): string => `${host}:${port}`
+
+/** Any but the last one, if there is another. */
+const pickNode = (cluster: Cluster, last: string): Redis | undefined => {
+  const nodes = cluster.nodes()
+  const others = nodes.filter((node) => addressOf(node) !== last)
+  const candidates = others.length > 0 ? others : nodes
+  return candidates[Math.floor(Math.random() * candidates.length)]
+}
 
 // While it connects ioredis bounds the time itself, but not that of the handshake after it.
 const mayHang = new Set(["connect", "ready"])
@@ -253,8 +471,13 @@ const mayHang = new Set(["connect", "ready"])
 const timedOut = (operation: string, limit: number): LockError.LockStoreError =>
   new LockError.LockStoreError({ store: "redis", operation, reason: "Timeout", limit })
 
-const failure = (operation: string, rejection: unknown, connectionError: unknown): LockError.LockStoreError => {
-  const cause = isReplyError(rejection) ? rejection : connectionError ?? rejection
+const failure = (
+  operation: string,
+  rejection: unknown,
+  connectionError: unknown,
+  transient = transientOnServer
+): LockError.LockStoreError => {
+  const cause = isReplyError(rejection) || isRedirectedTooOften(rejection) ? rejection : connectionError ?? rejection
   const detail = describe(cause)
   const reason = isReplyError(cause) && !transient.test(detail) ? "Refused" : "Unavailable"
   return new LockError.LockStoreError({ store: "redis", operation, reason, detail, cause: withoutCommand(cause) })
@@ -279,8 +502,18 @@ const describe = (cause: unknown): string => {
 
 const isReplyError = (cause: unknown): boolean => cause instanceof Error && cause.name === "ReplyError"
 
-// Answers of a server that will do what was asked once it has finished something else.
-const transient = /^(LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY) /
+const isRedirectedTooOften = (cause: unknown): boolean =>
+  cause instanceof Error && cause.message.startsWith("Too many Cluster redirections")
+
+// Answers of a server that will do what was asked once it has finished something else. Before version 7 the error of a
+// command in a script follows a dash.
+const transientOnServer = /^(LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY) /
+
+// The last of them: the script needed a key that this node has already given away.
+const transientInFailover =
+  /^(LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|MOVED|ASK) |(^|-)(READONLY|NOREPLICAS) |non local key/
+
+const demoted = /(^|-)READONLY /
 
 const isUnknownScript = (error: LockError.LockStoreError): boolean =>
   error.reason === "Refused" && error.detail?.startsWith("NOSCRIPT") === true

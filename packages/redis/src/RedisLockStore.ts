@@ -22,10 +22,12 @@ import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import type { Cluster, Redis, RedisOptions } from "ioredis"
+import type { Cluster, ClusterNode, ClusterOptions, Redis, RedisOptions } from "ioredis"
 import * as Crypto from "node:crypto"
 import * as Os from "node:os"
 import * as scripts from "./internal/scripts.ts"
@@ -69,8 +71,29 @@ export interface StoreOptions {
 export interface Options extends StoreOptions {
   /** `redis://user:password@host:port/db`, or `rediss://` for TLS. Default `redis://127.0.0.1:6379`. */
   readonly url?: string | Redacted.Redacted | undefined
-  /** What else ioredis is told: TLS, credentials, names. Retries and time-outs are the store's own. */
+  /**
+   * What else ioredis is told: TLS, credentials, names, and `sentinels` with the `name` of a master. Retries and time-outs
+   * are the store's own.
+   */
   readonly options?: RedisOptions | undefined
+  /** A Cluster, instead of `url` and `options`. */
+  readonly cluster?: ClusterAddress | undefined
+}
+
+/**
+ * Where a Cluster is.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ClusterAddress {
+  /** Some of its nodes, from which it learns of the others: `{ host, port }` or `redis://host:port`. */
+  readonly nodes: ReadonlyArray<ClusterNode>
+  /**
+   * What else ioredis is told: `redisOptions` with TLS and credentials, `natMap`, `dnsLookup`. Retries, redirections,
+   * pipelining and time-outs are the store's own.
+   */
+  readonly options?: ClusterOptions | undefined
 }
 
 /**
@@ -156,13 +179,23 @@ interface Settings extends WaitingRoom.Settings {
 const make = (
   options: Options
 ): Effect.Effect<LockStore.LockStore["Service"], LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> =>
-  Effect.flatMap(resolve(options), (settings) => {
+  Effect.flatMap(resolve(options), (settings) => Effect.flatMap(open(options, settings), (redis) => makeStore(redis, settings)))
+
+const open = Effect.fnUntraced(function*(
+  options: Options,
+  settings: Settings
+): Effect.fn.Return<RedisClient.RedisClient, LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> {
+  const { cluster } = options
+  if (cluster === undefined) {
     const url = Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url
-    return Effect.flatMap(
-      RedisClient.make(url, options.options ?? {}, settings.commandTimeout),
-      (redis) => makeStore(redis, settings)
-    )
-  })
+    return yield* RedisClient.make(url, options.options ?? {}, settings.commandTimeout)
+  }
+  if ((options.url ?? options.options) !== undefined) {
+    return yield* Effect.fail(invalid("cluster", "with url or options", "a Cluster has nodes and options of its own"))
+  }
+  if (cluster.nodes.length === 0) return yield* Effect.fail(invalid("cluster.nodes", "[]", "name at least one node"))
+  return yield* RedisClient.makeCluster(cluster.nodes, cluster.options ?? {}, settings.commandTimeout)
+})
 
 const makeStore = Effect.fnUntraced(function*(
   redis: RedisClient.RedisClient,
@@ -191,13 +224,51 @@ const makeStore = Effect.fnUntraced(function*(
       channels + clientId,
       (message) => {
         const [id, token, ttl, stamp] = message.split(" ")
-        room.granted(id!, { token: Number(token), ttl: Number(ttl), sentAt: instantOf(stamp!) })
+        // The empty one by which the start has found out that it may publish.
+        if (stamp === undefined) return
+        room.granted(id!, { token: Number(token), ttl: Number(ttl), sentAt: instantOf(stamp) })
       },
       room.look
     )
   }
 
+  // Holder ids with an attempt that nobody waits for any more and that may be executed yet: sent on by another node of a
+  // Cluster, it can come after the abandon that was to tidy up after it.
+  const unanswered = new Map<string, { attempts: number; abandoned: boolean }>()
+  const abandonAgain = yield* FiberSet.makeRuntime<never, void, never>()
+
+  const onUnanswered = (key: string, holderId: string) => {
+    const state = unanswered.get(holderId) ?? { attempts: 0, abandoned: false }
+    unanswered.set(holderId, state)
+    state.attempts++
+    return (reply: unknown) => {
+      state.attempts--
+      if (state.attempts === 0) unanswered.delete(holderId)
+      const [tag] = reply === undefined ? [undefined] : reply as AttemptReply
+      if (state.abandoned && (tag === 1 || tag === 2)) {
+        abandonAgain(Effect.ignore(Effect.retry(abandon(key, holderId), { schedule: Schedule.spaced(500), times: 10 })))
+      }
+    }
+  }
+
   const attempt: LockStore.LockStore["Service"]["attempt"] = (request) =>
+    Effect.suspend(() => {
+      const isQueued = request.wait && room.knows(request.holderId)
+      return isQueued ? bearOutage(ask(request)) : ask(request)
+    })
+
+  /** Who waits already bears a failover, also where it cost him his place in the queue and he asks again. */
+  const bearOutage = <A>(effect: Effect.Effect<A, LockError.LockStoreError>) =>
+    Effect.suspend(() => {
+      const since = now()
+      return Effect.retry(effect, {
+        schedule: Schedule.spaced(Math.min(settings.interval, 500)),
+        while: (error) =>
+          error.reason !== "Refused" && LockStore.elapsedUnsafe(since, clock) < settings.outageTolerance
+      })
+    })
+
+  const ask: LockStore.LockStore["Service"]["attempt"] = (request) =>
     Effect.suspend(() => {
       const sentAt = now()
       const offer = Math.min(request.ttl, settings.offer)
@@ -217,7 +288,7 @@ const makeStore = Effect.fnUntraced(function*(
         stampOf(sentAt),
         waiter === undefined ? "0" : waiter.ticket,
         channels
-      ]) as Effect.Effect<AttemptReply, LockError.LockStoreError>
+      ], () => onUnanswered(request.key, request.holderId)) as Effect.Effect<AttemptReply, LockError.LockStoreError>
       return Effect.flatMap(call, (reply): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
         switch (reply[0]) {
           case 0:
@@ -250,6 +321,8 @@ const makeStore = Effect.fnUntraced(function*(
   const abandon: LockStore.LockStore["Service"]["abandon"] = (key, holderId) =>
     Effect.suspend(() => {
       room.leave(holderId)
+      const late = unanswered.get(holderId)
+      if (late !== undefined) late.abandoned = true
       return Effect.map(
         redis.run(scripts.abandon, keysOf(key), [holderId, channels]),
         (reply) => standingOf(reply as StandingReply)
@@ -326,6 +399,13 @@ const checkServer = Effect.fnUntraced(function*(
   inbox: string
 ): Effect.fn.Return<void, LockError.LockStoreError> {
   yield* redis.run(scripts.inspect, keys, [])
+  // A script that nobody has used yet costs one more round trip, and nobody may be left to make it.
+  yield* Effect.ignore(
+    Effect.forEach(Object.values(scripts), ({ source }) => redis.command("SCRIPT", "LOAD", source), {
+      concurrency: "unbounded",
+      discard: true
+    })
+  )
   // A script that may not publish its grant would break off half-way.
   yield* redis.command("PUBLISH", inbox, "")
   // A managed server may not allow INFO: then nothing is known, and nothing is wrong.

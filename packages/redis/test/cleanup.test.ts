@@ -58,9 +58,9 @@ const play = Effect.fnUntraced(function*(
   const key = `${name} ${cases++}`
   const staged = yield* StagedRedis.make(server)
   const client = yield* build(RedisLockStore.layerClient(staged.redis, { ...patient, ...store }))
+  const calm = yield* fibers.count
   const owner = contended ? yield* hold(other, key) : undefined
   if (owner !== undefined) yield* owner.entered
-  const calm = fibers.active()
 
   const failed = yield* Deferred.make<never, "failed">()
   const timedOut = yield* Deferred.make<"timed out">()
@@ -90,14 +90,11 @@ const play = Effect.fnUntraced(function*(
   }
 
   const isOver = () => subject.pollUnsafe() !== undefined
-  if (owner === undefined) {
-    yield* untilSync(() => staged.hasActed() || isOver(), "something happens")
-  } else {
-    yield* until(
-      Effect.map(other.store.inspect(key), ({ waiters }) => waiters.length > 0 || staged.hasActed() || isOver()),
-      "the subject queues"
-    )
-  }
+  yield* until(
+    Effect.map(other.store.inspect(key), ({ holders, waiters }) =>
+      isOver() || (owner === undefined ? holders : waiters).length > 0),
+    "the subject is known to the server"
+  )
   const next = yield* hold(other, key)
   if (owner !== undefined) {
     if (options?.waitTimeout !== undefined) yield* Effect.sleep(options.waitTimeout)
@@ -115,8 +112,11 @@ const play = Effect.fnUntraced(function*(
   assert.deepStrictEqual(yield* leftovers(server, key), [])
   assert.isAbove((yield* server.command("PTTL", keysOf(key)[0]!)) as number, 0)
   assert.isTrue(Option.isSome(yield* other.lock.withLockIfAvailable(Effect.void, key)))
-  if (plan?.deed === "close") yield* untilSync(() => fibers.active() < calm, "no fiber of a closed layer is left")
-  else yield* untilSync(() => fibers.active() === calm, "no fiber is left")
+  if (closing !== undefined) {
+    yield* until(Effect.map(fibers.count, (count) => count < calm), "no fiber of a closed layer is left")
+  } else {
+    yield* until(Effect.map(fibers.count, (count) => count === calm), "no fiber is left")
+  }
   assert.strictEqual((yield* Metric.value(LockMetrics.waiting)).value, 0)
   assert.strictEqual((yield* Metric.value(LockMetrics.held)).value, 0)
 
@@ -167,7 +167,7 @@ describe("cleanup", () => {
             const playOnce = (plan?: { readonly point: StagedRedis.Point; readonly deed: Deed }) =>
               Effect.scoped(play(setting, scenario, plan)).pipe(
                 Effect.timeoutOrElse({
-                  duration: "15 seconds",
+                  duration: "10 seconds",
                   orElse: () => Effect.die(new Error(`stuck at ${JSON.stringify(plan)}`))
                 }),
                 Effect.catchCause((cause) => {

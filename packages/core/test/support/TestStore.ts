@@ -28,6 +28,8 @@ export interface TestStore {
   }
   /** The keys' state, past all faults. */
   readonly inspect: (key: string) => Effect.Effect<LockStore.KeyState>
+  /** Takes everything away from a holder, as an administrator would. */
+  readonly evict: (key: string, holderId: string) => Effect.Effect<void>
 }
 
 export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(function*() {
@@ -42,6 +44,7 @@ export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(fun
     count: (verb) => counts.get(verb) ?? 0,
     faults: {},
     inspect: (key) => Effect.orDie(memory.inspect(key)),
+    evict: (key, holderId) => Effect.orDie(Effect.asVoid(memory.abandon(key, holderId))),
     service: {
       ...memory,
       attempt: (request) =>

@@ -1,4 +1,4 @@
-import { Effect, Logger, Metric, References, Tracer } from "effect"
+import { Cause, Effect, Logger, Metric, References, Tracer } from "effect"
 
 /** Runs a test with metrics of its own, so that no other test's lock moves them. */
 export const withMetrics = <A, E, R>(test: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -7,6 +7,7 @@ export const withMetrics = <A, E, R>(test: Effect.Effect<A, E, R>): Effect.Effec
 export interface LogLine {
   readonly level: string
   readonly text: string
+  readonly cause: string
   readonly annotations: Readonly<Record<string, unknown>>
 }
 
@@ -14,9 +15,10 @@ export interface LogLine {
 export const withLog = <A, E, R>(test: (lines: ReadonlyArray<LogLine>) => Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
     const lines: Array<LogLine> = []
-    const logger = Logger.make(({ fiber, logLevel, message }) => {
+    const logger = Logger.make(({ cause, fiber, logLevel, message }) => {
       const text = (Array.isArray(message) ? message : [message]).map(String).join(" ")
-      lines.push({ level: logLevel, text, annotations: fiber.getRef(References.CurrentLogAnnotations) })
+      const annotations = fiber.getRef(References.CurrentLogAnnotations)
+      lines.push({ level: logLevel, text, cause: Cause.pretty(cause), annotations })
     })
     return Effect.provideService(test(lines), Logger.CurrentLoggers, new Set([logger]))
   })

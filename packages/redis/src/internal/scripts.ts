@@ -123,7 +123,8 @@ end
 -- is left waiting.
 local function pump(inbox)
   while true do
-    local head = redis.call('ZRANGE', Q, 0, 0)[1]
+    -- On its way to another node of a Cluster, a key that was emptied just now is not this node's any more.
+    local head = (forgotten and redis.pcall or redis.call)('ZRANGE', Q, 0, 0)[1]
     if not head then
       -- Signs of life outlive the last waiter by nothing.
       if forgotten then redis.call('DEL', W, C) end
@@ -161,8 +162,10 @@ local function save()
     end
   end
   writes = {}
+  -- Setting an expiry is allowed when memory is short, and makes the server allow the rest: a lease can be renewed then.
+  if extended and stored[1] then redis.call('PEXPIREAT', L, int(lastExpiry + RETENTION)) end
   redis.call('HSET', L, unpack(fields))
-  if extended or not stored[1] then redis.call('PEXPIREAT', L, int(lastExpiry + RETENTION)) end
+  if not stored[1] then redis.call('PEXPIREAT', L, int(lastExpiry + RETENTION)) end
 end
 
 -- A sign of life of a client that waits; the stamp is its own clock, given back with every grant pushed to it.

@@ -23,6 +23,8 @@ export interface WaitingRoom {
     ticket: string,
     next: number
   ) => Effect.Effect<Effect.Effect<LockStore.Signal, LockError.LockStoreError>>
+  /** Whether the server has queued this waiter before. */
+  readonly knows: (id: string) => boolean
   readonly leave: (id: string) => void
   /** A grant arrived. One that nobody waits for any more expires on the server. */
   readonly granted: (id: string, grant: LockStore.Grant) => void
@@ -192,6 +194,10 @@ export const make = Effect.fnUntraced(function*(
           return signal
         })
       }),
+    knows: (id) => {
+      const waiter = waiters.get(id)
+      return waiter !== undefined && waiter.ticket !== "0"
+    },
     leave,
     granted,
     look: () => void missed.openUnsafe()

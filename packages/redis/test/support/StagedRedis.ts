@@ -143,15 +143,11 @@ export const make = Effect.fnUntraced(function*(target: {
       () => (real as unknown as Record<string, (...args: ReadonlyArray<string | number>) => Promise<unknown>>)[command]!(...args)
     )
 
-  const redis = {
-    evalsha: run("evalsha"),
-    eval: run("eval"),
-    call: (name: string, ...args: ReadonlyArray<string | number>) => real.call(name, ...args),
-    duplicate
-  }
+  // Everything else is that of the real one.
+  const redis: Redis = Object.assign(Object.create(real), { evalsha: run("evalsha"), eval: run("eval"), duplicate })
 
   return {
-    redis: redis as unknown as Redis,
+    redis,
     trace,
     count: (name) => counts.get(name) ?? 0,
     at: (point, act) => {

@@ -5,6 +5,7 @@ import { Lock, type LockOptions, LockStore } from "@effect-lock/core"
 import type { RedisServer } from "@effect-lock/test-utils"
 import { Context, Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope } from "effect"
 import { RedisLockStore } from "../../src/index.ts"
+import { uncounted } from "./observe.ts"
 
 export interface Client {
   readonly lock: Lock.Lock["Service"]
@@ -74,7 +75,8 @@ export const until = <E, R>(condition: Effect.Effect<boolean, E, R>, what: strin
   condition.pipe(
     Effect.repeat({ until: (met) => met, schedule: Schedule.spaced("2 millis") }),
     Effect.timeoutOrElse({ duration: "30 seconds", orElse: () => Effect.die(new Error(`never came true: ${what}`)) }),
-    Effect.asVoid
+    Effect.asVoid,
+    uncounted
   )
 
 export const untilSync = (condition: () => boolean, what: string) => until(Effect.sync(condition), what)

@@ -1,4 +1,4 @@
-import { Context, Effect, type Exit, Logger, Metric, References } from "effect"
+import { Context, Effect, Logger, Metric, References } from "effect"
 import type { RedisServer } from "@effect-lock/test-utils"
 import * as scripts from "../../src/internal/scripts.ts"
 
@@ -24,19 +24,25 @@ export const withLog = <A, E, R>(
 /** For tests in which losses and failures, which are always logged, are what is wanted. */
 export const quietly = <A, E, R>(test: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => withLog(() => test)
 
+const IsCounted = Context.Reference("test/IsCounted", { defaultValue: () => true })
+
+/** Keeps the fibers of an effect out of the count. */
+export const uncounted = Effect.provideService(IsCounted, false)
+
 export interface Fibers {
-  readonly active: () => number
+  /** Those that run now. */
+  readonly count: Effect.Effect<number>
 }
 
 /** Runs a test that can count its fibers, those of its clients included. */
 export const withFiberCount = <A, E, R>(test: (fibers: Fibers) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.suspend(() => {
     let active = 0
-    const service: Metric.FiberRuntimeMetricsService = {
-      recordFiberStart: () => void active++,
-      recordFiberEnd: (_context: Context.Context<never>, _exit: Exit.Exit<unknown, unknown>) => void active--
+    const count = (change: number) => (context: Context.Context<never>) => {
+      if (Context.get(context, IsCounted)) active += change
     }
-    return Effect.provideService(test({ active: () => active }), Metric.FiberRuntimeMetrics, service)
+    const service: Metric.FiberRuntimeMetricsService = { recordFiberStart: count(1), recordFiberEnd: count(-1) }
+    return Effect.provideService(test({ count: Effect.sync(() => active) }), Metric.FiberRuntimeMetrics, service)
   })
 
 /** Runs a test with metrics of its own. */

@@ -50,7 +50,7 @@ export const make = Effect.fnUntraced(function*(
   ], { concurrency: "unbounded" })
   const servers = [first, ...replicas]
   // Where it is possible (from version 7): find each other at once, and take no break when the machine was too busy.
-  yield* askAll(sentinels, "SENTINEL", "DEBUG", "PUBLISH-PERIOD", "100", "TILT-TRIGGER", "30000")
+  yield* askAll(sentinels, "SENTINEL", "DEBUG", "PUBLISH-PERIOD", "100", "INFO-PERIOD", "500", "TILT-TRIGGER", "30000")
 
   const checkSettled: Effect.Effect<Server, string> = Effect.gen(function*() {
     const [views, roles] = yield* Effect.all([

@@ -1,4 +1,6 @@
-import * as NodeServices from "@effect/platform-node/NodeServices"
+import * as NodeChildProcessSpawner from "@effect/platform-node/NodeChildProcessSpawner"
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import * as NodePath from "@effect/platform-node/NodePath"
 import * as Config from "effect/Config"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -29,7 +31,13 @@ interface ServerOptions extends Options {
 
 /** @internal */
 export const make = (options: ServerOptions = {}): Effect.Effect<Server, RedisServerError, Scope.Scope> =>
-  Effect.flatMap(Layer.build(NodeServices.layer), (services) => Effect.provide(makeServer(options), services))
+  Effect.flatMap(Layer.build(services), (services) => Effect.provide(makeServer(options), services))
+
+// All of Node's services would each time add a listener to stdin.
+const services = Layer.provideMerge(
+  NodeChildProcessSpawner.layer,
+  Layer.mergeAll(NodeFileSystem.layer, NodePath.layer)
+)
 
 const defaultConfig = (port: number, dir: string): ReadonlyArray<string> => [
   `port ${port}`,

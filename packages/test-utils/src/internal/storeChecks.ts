@@ -199,6 +199,20 @@ const attempting: ReadonlyArray<Check> = [
     })
   ),
   check(
+    "attempt: sent again after the release, does not get back what is only kept",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const holder = yield* contend(key)
+      yield* holder.take()
+      assert.strictEqual(yield* holder.release(forever), "Done")
+      yield* holder.refused()
+      assert.strictEqual(yield* holder.renew(forever), "NotHeld")
+      const { holders, waiters } = yield* holder.inspect
+      assert.strictEqual(holders.length, 1)
+      assert.deepStrictEqual(waiters, [])
+    })
+  ),
+  check(
     "attempt: refuses another limit while the key is in use, and takes it when it is free",
     Effect.gen(function*() {
       const key = yield* freshKey

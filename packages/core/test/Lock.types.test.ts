@@ -1,0 +1,132 @@
+import { describe, expectTypeOf, it } from "@effect/vitest"
+import type { Config, DateTime, Duration, Layer, Option, Scope } from "effect"
+import { Effect } from "effect"
+import { type Lease, Lock, type LockError, LockOptions, LockStore } from "../src/index.ts"
+
+class BodyError {
+  readonly _tag = "BodyError"
+}
+
+declare const body: Effect.Effect<number, BodyError, "body">
+declare const lock: Lock.Lock["Service"]
+declare const lease: Lease.Lease
+
+type Everything =
+  | LockError.LockTimeout
+  | LockError.LockStoreError
+  | LockError.LockLost
+  | LockError.LockDeadlock
+  | LockError.LockClosed
+  | LockError.LockInvalid
+
+type WithoutWaiting = LockError.LockStoreError | LockError.LockLost | LockError.LockClosed | LockError.LockInvalid
+
+/** Only its type is looked at. */
+const typeOf = <A>(_: () => A) => expectTypeOf<A>()
+
+describe("types", () => {
+  it("LockError and TryError are the errors they are said to be", () => {
+    expectTypeOf<LockError.LockError>().toEqualTypeOf<Everything>()
+    expectTypeOf<Lock.TryError>().toEqualTypeOf<WithoutWaiting>()
+  })
+
+  it("withLock adds LockError and Lock, and keeps what the effect has", () => {
+    typeOf(() => Lock.withLock(body, "k")).toEqualTypeOf<
+      Effect.Effect<number, BodyError | Everything, "body" | Lock.Lock>
+    >()
+    typeOf(() => body.pipe(Lock.withLock("k", { ttl: "1 second" }))).toEqualTypeOf<
+      Effect.Effect<number, BodyError | Everything, "body" | Lock.Lock>
+    >()
+    typeOf(() => lock.withLock(body, "k")).toEqualTypeOf<Effect.Effect<number, BodyError | Everything, "body">>()
+  })
+
+  it("withLock does not close a scope that the effect needs", () => {
+    typeOf(() => Lock.withLock(Effect.scope, "k")).toEqualTypeOf<
+      Effect.Effect<Scope.Scope, Everything, Scope.Scope | Lock.Lock>
+    >()
+  })
+
+  it("withLockIfAvailable gives an Option and cannot time out or deadlock", () => {
+    typeOf(() => Lock.withLockIfAvailable(body, "k")).toEqualTypeOf<
+      Effect.Effect<Option.Option<number>, BodyError | WithoutWaiting, "body" | Lock.Lock>
+    >()
+    typeOf(() => body.pipe(Lock.withLockIfAvailable("k"))).toEqualTypeOf<
+      Effect.Effect<Option.Option<number>, BodyError | WithoutWaiting, "body" | Lock.Lock>
+    >()
+    typeOf(() => lock.withLockIfAvailable(body, "k")).toEqualTypeOf<
+      Effect.Effect<Option.Option<number>, BodyError | WithoutWaiting, "body">
+    >()
+  })
+
+  it("acquire and tryAcquire need a scope", () => {
+    typeOf(() => Lock.acquire("k")).toEqualTypeOf<Effect.Effect<Lease.Lease, Everything, Lock.Lock | Scope.Scope>>()
+    typeOf(() => Lock.tryAcquire("k")).toEqualTypeOf<
+      Effect.Effect<Option.Option<Lease.Lease>, WithoutWaiting, Lock.Lock | Scope.Scope>
+    >()
+    typeOf(() => lock.acquire("k")).toEqualTypeOf<Effect.Effect<Lease.Lease, Everything, Scope.Scope>>()
+  })
+
+  it("inspect fails with what the store or the key is to blame for", () => {
+    typeOf(() => Lock.inspect("k")).toEqualTypeOf<
+      Effect.Effect<LockStore.KeyState, LockError.LockStoreError | LockError.LockInvalid, Lock.Lock>
+    >()
+  })
+
+  it("layers need a store, and fail on invalid defaults only", () => {
+    typeOf(() => Lock.layer()).toEqualTypeOf<Layer.Layer<Lock.Lock, LockError.LockInvalid, LockStore.LockStore>>()
+    typeOf(() => Lock.layerConfig({ ttl: {} as Config.Config<Duration.Duration> })).toEqualTypeOf<
+      Layer.Layer<Lock.Lock, LockError.LockInvalid | Config.ConfigError, LockStore.LockStore>
+    >()
+    expectTypeOf(LockStore.layerMemory).toEqualTypeOf<Layer.Layer<LockStore.LockStore>>()
+  })
+
+  it("a lease fails with nothing but what can befall it", () => {
+    typeOf(() => lease.lost).toEqualTypeOf<Effect.Effect<never, LockError.LockLost>>()
+    typeOf(() => lease.check).toEqualTypeOf<Effect.Effect<void, LockError.LockLost>>()
+    typeOf(() => lease.isValid).toEqualTypeOf<Effect.Effect<boolean>>()
+    typeOf(() => lease.deadline).toEqualTypeOf<Effect.Effect<DateTime.Utc>>()
+    typeOf(() => lease.protect(body)).toEqualTypeOf<Effect.Effect<number, BodyError | LockError.LockLost, "body">>()
+    typeOf(() => lease.extend("1 minute")).toEqualTypeOf<
+      Effect.Effect<void, LockError.LockLost | LockError.LockStoreError | LockError.LockInvalid>
+    >()
+    expectTypeOf<Lease.Lease["token"]>().toEqualTypeOf<number>()
+  })
+
+  it("every option may be left out or undefined, and is read-only", () => {
+    expectTypeOf<{}>().toExtend<LockOptions.LockOptions>()
+    expectTypeOf<{ [K in keyof LockOptions.LockOptions]-?: undefined }>().toExtend<LockOptions.LockOptions>()
+    expectTypeOf<LockOptions.LockOptions>().toEqualTypeOf<Readonly<LockOptions.LockOptions>>()
+    expectTypeOf<keyof LockOptions.LockOptions>().toEqualTypeOf<
+      "ttl" | "waitTimeout" | "renewEvery" | "renewRetry" | "releaseTimeout" | "maxHold" | "minHold" | "holder"
+    >()
+    expectTypeOf<LockOptions.LockOptions["ttl"]>().toEqualTypeOf<Duration.Input | undefined>()
+  })
+
+  it("misuse does not compile", () => {
+    const misuse = () => {
+      // @ts-expect-error a key is a string
+      Lock.acquire(7)
+      // @ts-expect-error not an option
+      Lock.acquire("k", { timeout: 5 })
+      // @ts-expect-error not a duration
+      Lock.acquire("k", { ttl: "soon" })
+      // @ts-expect-error the effect comes first, or not at all
+      Lock.withLock("k", body)
+      // @ts-expect-error a lease is nobody's to make longer than it is
+      lease.token = 5
+    }
+    expectTypeOf(misuse).toBeFunction()
+    expectTypeOf(LockOptions.resolve).returns.toEqualTypeOf<
+      Effect.Effect<LockOptions.Resolved, LockError.LockInvalid>
+    >()
+  })
+
+  it("errors can be caught by tag, and what is caught is gone", () => {
+    typeOf(() =>
+      Lock.withLock(body, "k").pipe(
+        Effect.catchTag(["LockTimeout", "LockStoreError", "LockDeadlock", "LockClosed", "LockInvalid"], () =>
+          Effect.succeed(0))
+      )
+    ).toEqualTypeOf<Effect.Effect<number, BodyError | LockError.LockLost, "body" | Lock.Lock>>()
+  })
+})

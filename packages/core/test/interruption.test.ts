@@ -1,0 +1,306 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Deferred, Effect, Exit, type Fiber, Metric, Option, Scope } from "effect"
+import { TestClock } from "effect/testing"
+import { type Lock, LockMetrics } from "../src/index.ts"
+import { withMetrics } from "./support/observe.ts"
+import { everyStep } from "./support/stepping.ts"
+import { make, makeLock, type TestStore, unavailable } from "./support/TestStore.ts"
+import { drive, until } from "./support/time.ts"
+
+const ttl = 90
+
+/** What a run has to play with. `work` must never be done by two at the same time. */
+interface Stage {
+  readonly store: TestStore
+  readonly lock: Lock.Lock["Service"]
+  readonly other: Lock.Lock["Service"]
+  readonly work: Effect.Effect<string>
+  /** Closes the layer of `lock`. */
+  readonly close: Effect.Effect<void>
+  /** Stays open until all is checked. */
+  readonly wide: Scope.Scope
+  readonly counts: { begun: number; ended: number; inside: number; most: number }
+}
+
+const stage = Effect.gen(function*() {
+  const store = yield* make
+  // Commands and replies are on their way for a while: there are steps at which a command is sent but not yet executed,
+  // and executed but not yet answered.
+  const slow = <A, E>(run: Effect.Effect<A, E>) =>
+    Effect.andThen(Effect.yieldNow, Effect.tap(run, () => Effect.yieldNow))
+  Object.assign(store.faults, { attempt: slow, renew: slow, release: slow, abandon: slow })
+  const layer = yield* Scope.make()
+  const wide = yield* Scope.make()
+  const counts = { begun: 0, ended: 0, inside: 0, most: 0 }
+  const stage: Stage = {
+    store,
+    lock: yield* Scope.provide(makeLock(store, { ttl }), layer),
+    other: yield* makeLock(store, { ttl }),
+    close: Scope.close(layer, Exit.void),
+    wide,
+    counts,
+    work: Effect.acquireUseRelease(
+      Effect.sync(() => {
+        counts.begun++
+        counts.most = Math.max(counts.most, ++counts.inside)
+      }),
+      () => Effect.as(Effect.sleep(35), "done"),
+      () =>
+        Effect.andThen(
+          Effect.yieldNow,
+          Effect.sync(() => {
+            counts.inside--
+            counts.ended++
+          })
+        )
+    )
+  }
+  return stage
+}).pipe(Effect.orDie)
+
+/** Somebody else holds the key for a while after the victim has begun. */
+const contended = ({ other }: Stage) => Effect.forkDetach(other.withLock(Effect.sleep(15), "k"))
+
+interface Scenario {
+  readonly title: string
+  readonly victim: (stage: Stage) => Effect.Effect<unknown, unknown>
+  readonly prepare?: (stage: Stage) => Effect.Effect<unknown>
+  /** How the victim ends when nobody disturbs it. */
+  readonly undisturbed?: "fails"
+  /** What it need not notice. */
+  readonly unnoticed?: string
+}
+
+const scenarios: ReadonlyArray<Scenario> = [
+  { title: "withLock", victim: ({ lock, work }) => lock.withLock(work, "k") },
+  { title: "withLock that has to wait", prepare: contended, victim: ({ lock, work }) => lock.withLock(work, "k") },
+  {
+    title: "withLock that has to wait, and looks again",
+    prepare: (stage) =>
+      Effect.andThen(
+        contended(stage),
+        Effect.sync(() => {
+          const { attempt } = stage.store.faults
+          stage.store.faults.attempt = (run, index) =>
+            Effect.map(attempt!(run, index), (answer) =>
+              answer._tag === "Queued"
+                ? { ...answer, signal: Effect.delay(Effect.succeed({ _tag: "LookAgain" as const }), 10) }
+                : answer)
+        })
+      ),
+    victim: ({ lock, work }) => lock.withLock(work, "k")
+  },
+  {
+    title: "withLock that waits for too long",
+    prepare: contended,
+    victim: ({ lock, work }) => lock.withLock(work, "k", { waitTimeout: 10 }),
+    undisturbed: "fails"
+  },
+  {
+    title: "withLock whose grant is stale",
+    prepare: ({ store }) =>
+      Effect.sync(() => {
+        store.faults.attempt = (run, index) => Effect.tap(run, () => Effect.sleep(index === 0 ? ttl : 1))
+      }),
+    victim: ({ lock, work }) => lock.withLock(work, "k")
+  },
+  {
+    title: "withLock on a store that does what it says it did not",
+    prepare: ({ store }) =>
+      Effect.sync(() => {
+        store.faults.attempt = (run) => Effect.andThen(run, unavailable)
+      }),
+    victim: ({ lock, work }) => lock.withLock(work, "k"),
+    undisturbed: "fails"
+  },
+  { title: "withLockIfAvailable", victim: ({ lock, work }) => lock.withLockIfAvailable(work, "k") },
+  {
+    title: "withLockIfAvailable of a key that is taken",
+    prepare: contended,
+    victim: ({ lock, work }) => lock.withLockIfAvailable(work, "k"),
+    unnoticed: "evicted from the store"
+  },
+  {
+    title: "acquire",
+    victim: ({ lock, work }) => Effect.scoped(Effect.flatMap(lock.acquire("k"), (lease) => lease.protect(work)))
+  },
+  {
+    title: "acquire that has to wait",
+    prepare: contended,
+    victim: ({ lock, work }) => Effect.scoped(Effect.flatMap(lock.acquire("k"), (lease) => lease.protect(work)))
+  },
+  {
+    title: "tryAcquire",
+    victim: ({ lock, work }) =>
+      Effect.scoped(
+        Effect.flatMap(lock.tryAcquire("k"), (lease) => Option.match(lease, {
+          onNone: () => Effect.void,
+          onSome: (lease) => lease.protect(work)
+        }))
+      )
+  },
+  {
+    title: "nested withLock",
+    victim: ({ lock, work }) => lock.withLock(lock.withLock(work, "k"), "k")
+  },
+  {
+    title: "nested siblings that take turns",
+    victim: ({ lock, work }) =>
+      lock.withLock(
+        Effect.all([
+          lock.withLock(work, "k"),
+          lock.withLock(work, "k"),
+          Effect.scoped(Effect.andThen(lock.acquire("k"), work))
+        ], { concurrency: 3 }),
+        "k"
+      )
+  },
+  {
+    title: "nested work that outlives its region",
+    victim: ({ lock, work }) =>
+      lock.withLock(
+        Effect.gen(function*() {
+          yield* Effect.forkDetach(lock.withLock(work, "k"))
+          yield* Effect.forkDetach(lock.withLock(work, "k"))
+          yield* Effect.sleep(35)
+        }),
+        "k"
+      )
+  }
+]
+
+/** What somebody does to the victim at one of its steps. */
+interface Action {
+  readonly title: string
+  /** Wraps the victim, and gives what is done to it. */
+  readonly against: (
+    stage: Stage,
+    victim: Effect.Effect<unknown, unknown>
+  ) => Effect.Effect<{
+    readonly victim: Effect.Effect<unknown, unknown>
+    readonly act: (fiber: Fiber.Fiber<unknown, unknown>) => void
+  }>
+}
+
+/** An action that takes more than an instant. */
+const doing = (action: (stage: Stage) => Effect.Effect<unknown>): Action["against"] => (stage, victim) =>
+  Effect.gen(function*() {
+    const start = yield* Deferred.make<void>()
+    yield* Effect.forkDetach(Effect.andThen(Deferred.await(start), Effect.suspend(() => action(stage))))
+    return { victim, act: () => Deferred.doneUnsafe(start, Effect.void) }
+  })
+
+const actions: ReadonlyArray<Action> = [
+  {
+    title: "interrupted",
+    against: (_, victim) => Effect.succeed({ victim, act: (fiber) => fiber.interruptUnsafe() })
+  },
+  {
+    title: "timed out, or its sibling failed",
+    against: (_, victim) =>
+      Effect.map(Deferred.make<never, string>(), (signal) => ({
+        victim: Effect.raceFirst(Deferred.await(signal), victim),
+        act: () => Deferred.doneUnsafe(signal, Effect.fail("timed out"))
+      }))
+  },
+  { title: "in a layer that closes", against: doing(({ close }) => close) },
+  {
+    title: "evicted from the store",
+    against: doing(({ store }) =>
+      Effect.forEach(store.requests.slice(), ({ holderId, key }) => store.evict(key, holderId))
+    )
+  }
+]
+
+/** Nothing is left of the victim, and who comes next gets in. */
+const nothingLeft = (stage: Stage) =>
+  Effect.gen(function*() {
+    const { close, counts, other, store } = stage
+    store.faults.attempt = undefined
+    assert.isAtMost(counts.most, 1, "two were inside")
+    assert.strictEqual(counts.ended, counts.begun, "work that did not end")
+    const next = yield* Effect.forkDetach(other.withLock(Effect.succeed("in"), "k", { waitTimeout: ttl / 2 }))
+    assert.deepStrictEqual(yield* drive(next, { step: 10 }), Exit.succeed("in"), "the next one does not get in")
+    assert.deepStrictEqual(yield* store.inspect("k"), { key: "k", holders: [], waiters: [] })
+    const renewals = store.count("renew")
+    yield* TestClock.adjust(10 * ttl)
+    assert.strictEqual(store.count("renew"), renewals, "somebody still renews")
+    assert.strictEqual((yield* Metric.value(LockMetrics.waiting)).value, 0, "gauge waiting")
+    assert.strictEqual((yield* Metric.value(LockMetrics.held)).value, 0, "gauge held")
+    // A holding that was forgotten would hold the layer up.
+    const closing = yield* Effect.forkDetach(close)
+    yield* until(() => closing.pollUnsafe() !== undefined)
+  })
+
+describe("G7: leaves nothing behind, at whatever step it is", () => {
+  for (const scenario of scenarios) {
+    for (const action of actions) {
+      it.effect(`${action.title}: ${scenario.title}`, () =>
+        withMetrics(Effect.gen(function*() {
+          const exits: Array<Exit.Exit<unknown, unknown>> = []
+          const steps = yield* everyStep(Effect.gen(function*() {
+            const it = yield* stage
+            yield* scenario.prepare?.(it) ?? Effect.void
+            const { act, victim } = yield* action.against(it, scenario.victim(it))
+            return {
+              act,
+              victim,
+              check: (exit) => {
+                exits.push(exit)
+                return nothingLeft(it)
+              }
+            }
+          }))
+          assert.isAbove(steps, 50)
+          assert.strictEqual(exits.pop()?._tag, scenario.undisturbed === "fails" ? "Failure" : "Success")
+          if (scenario.unnoticed === action.title) return
+          assert.isAbove(exits.filter(Exit.isFailure).length, 10, "the action must have met what it is to disturb")
+        })))
+    }
+  }
+
+  for (const isContended of [false, true]) {
+    const waits = isContended ? ", which has to wait" : ""
+
+    it.effect(`interrupted: acquire into a scope that stays open${waits}`, () =>
+      withMetrics(Effect.gen(function*() {
+        let interrupted = 0
+        yield* everyStep(Effect.gen(function*() {
+          const it = yield* stage
+          if (isContended) yield* contended(it)
+          return {
+            victim: Scope.provide(it.lock.acquire("k"), it.wide),
+            act: (fiber) => fiber.interruptUnsafe(),
+            check: (exit) =>
+              Effect.gen(function*() {
+                if (Exit.isFailure(exit)) interrupted++
+                else yield* Scope.close(it.wide, Exit.void)
+                yield* nothingLeft(it)
+                yield* Scope.close(it.wide, Exit.void)
+              })
+          }
+        }))
+        assert.isAbove(interrupted, 30)
+      })))
+
+    it.effect(`acquire into a scope that closes${waits}`, () =>
+      withMetrics(Effect.gen(function*() {
+        let interrupted = 0
+        yield* everyStep(Effect.gen(function*() {
+          const it = yield* stage
+          if (isContended) yield* contended(it)
+          const closing = doing(({ wide }) => Scope.close(wide, Exit.void))
+          const { act, victim } = yield* closing(it, Scope.provide(it.lock.acquire("k"), it.wide))
+          return {
+            act,
+            victim,
+            check: (exit) => {
+              if (Exit.isFailure(exit)) interrupted++
+              return Effect.andThen(Scope.close(it.wide, Exit.void), nothingLeft(it))
+            }
+          }
+        }))
+        assert.isAbove(interrupted, 20)
+      })))
+  }
+})

@@ -1,0 +1,645 @@
+import * as LockError from "@effect-lock/core/LockError"
+import * as LockStore from "@effect-lock/core/LockStore"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberSet from "effect/FiberSet"
+import * as Pull from "effect/Pull"
+import * as Random from "effect/Random"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as Os from "node:os"
+import * as ballots from "./quorumBallot.ts"
+import * as scripts from "./quorumScripts.ts"
+
+/** @internal */
+export interface Settings {
+  readonly name: string
+  readonly retry: Schedule.Schedule<unknown>
+  readonly outageTolerance: number
+}
+
+/** @internal */
+export interface Store {
+  readonly service: LockStore.LockStore["Service"]
+  /** A voter has told this client of a release. */
+  readonly released: (voter: ballots.Voter, key: string, nonce: string) => void
+}
+
+/** Who asked for a key through this store, from the first attempt until the release or abandon. */
+interface Entry {
+  readonly key: string
+  readonly holderId: string
+  readonly metadata: Readonly<Record<string, string>>
+  readonly since: LockStore.Instant
+  /** Done when the attempt under way has ended. */
+  asking: Deferred.Deferred<void> | undefined
+  lease: ballots.Ballot | undefined
+  /** The voters that confirmed a release, over all tries. */
+  readonly releasedBy: Set<ballots.Voter>
+  /** The next delay; fails with `Done` when there are no more tries. */
+  step: ((now: number) => Pull.Pull<[unknown, Duration.Duration], never, unknown>) | undefined
+  /** Done when it is worth looking again. */
+  wake: Deferred.Deferred<void>
+  /** Until when a waiter keeps its turn without asking again. */
+  turnUntil: number
+  standing: ReadonlyArray<LockError.HolderInfo>
+  answeredAt: LockStore.Instant | undefined
+  heardFrom: { readonly nonce: string; readonly voters: Set<ballots.Voter> } | undefined
+  rounds: number
+}
+
+/**
+ * The store over an electorate. Waiters of one key take turns here: the first of them asks the voters, so that waiters of one
+ * process do not split the vote, and a key costs one poll per client however many wait.
+ *
+ * @internal
+ */
+export const make = Effect.fnUntraced(function*(
+  electorate: ballots.Electorate,
+  settings: Settings
+): Effect.fn.Return<Store, never, Scope.Scope> {
+  const { clock, voters } = electorate
+  const { inbox, maxTtl, retention, voterTimeout } = electorate.settings
+  const quorum = ballots.quorumOf(electorate)
+  const entries = new Map<string, Entry>()
+  /** In the order in which they came. */
+  const queues = new Map<string, Map<string, Entry>>()
+  const now = () => LockStore.nowUnsafe(clock)
+  const monotonic = () => now().monotonic
+
+  const failure = (
+    operation: string,
+    reason: LockError.LockStoreError["reason"],
+    detail: string,
+    limit?: number
+  ): LockError.LockStoreError =>
+    new LockError.LockStoreError({
+      store: settings.name,
+      operation,
+      reason,
+      detail,
+      ...(limit === undefined ? undefined : { limit })
+    })
+
+  const undecided = (operation: string, votes: ReadonlyMap<ballots.Voter, ballots.Vote>): LockError.LockStoreError => {
+    const failed = voters.flatMap((voter) => {
+      const vote = votes.get(voter) ?? voter.trouble
+      return vote === undefined ? ["timeout"] : vote._tag === "NoAnswer" ? [vote.reason] : vote._tag === "Withheld" ? ["withheld"] : []
+    })
+    const reason = failed.every((it) => it === "refused")
+      ? "Refused"
+      : failed.every((it) => it === "timeout")
+      ? "Timeout"
+      : "Unavailable"
+    const detail = `no majority of ${voters.length} voters: ${ballots.describe(electorate, votes)}`
+    return failure(operation, reason, detail, reason === "Timeout" ? voterTimeout : undefined)
+  }
+
+  const enter = (request: LockStore.Request): Entry => {
+    let entry = entries.get(request.holderId)
+    if (entry === undefined) {
+      entry = {
+        key: request.key,
+        holderId: request.holderId,
+        metadata: request.metadata,
+        since: now(),
+        asking: undefined,
+        lease: undefined,
+        releasedBy: new Set(),
+        step: undefined,
+        wake: Deferred.makeUnsafe(),
+        turnUntil: Infinity,
+        standing: [],
+        answeredAt: undefined,
+        heardFrom: undefined,
+        rounds: 0
+      }
+      entries.set(request.holderId, entry)
+    }
+    return entry
+  }
+
+  const enqueue = (entry: Entry): void => {
+    const queue = queues.get(entry.key)
+    if (queue === undefined) queues.set(entry.key, new Map([[entry.holderId, entry]]))
+    else if (!queue.has(entry.holderId)) queue.set(entry.holderId, entry)
+  }
+
+  /** Nobody's turn is kept waiting by one that does not come back for it. */
+  const turnOf = (queue: ReadonlyMap<string, Entry>): Entry | undefined => {
+    const time = monotonic()
+    for (const entry of queue.values()) if (entry.turnUntil > time) return entry
+    return undefined
+  }
+
+  const dequeue = (entry: Entry): void => {
+    const queue = queues.get(entry.key)
+    if (queue?.delete(entry.holderId) !== true) return
+    if (queue.size === 0) {
+      queues.delete(entry.key)
+      return
+    }
+    const [next] = queue.values()
+    Deferred.doneUnsafe(next!.wake, Effect.void)
+  }
+
+  const forget = (entry: Entry): void => {
+    dequeue(entry)
+    if (entries.get(entry.holderId) === entry) entries.delete(entry.holderId)
+  }
+
+  const placeOf = (key: string, holderId: string): Pick<LockStore.Standing, "position" | "queueLength"> => {
+    const queue = queues.get(key)
+    return queue === undefined
+      ? { position: -1, queueLength: 0 }
+      : { position: Array.from(queue.keys()).indexOf(holderId), queueLength: queue.size }
+  }
+
+  /** Who has a majority, as far as is known; else everybody who has votes. `unknown` voters may be anybody's. */
+  const holdersIn = (
+    votes: ReadonlyArray<ballots.Holder>,
+    unknown: number,
+    onlyMajority = false
+  ): ReadonlyArray<LockError.HolderInfo> => {
+    const groups = ballots.tally(votes)
+    const winners = groups.filter(({ length }) => length + unknown >= quorum)
+    const shown = winners.length > 0 ? winners.slice(0, 1) : onlyMajority ? [] : groups
+    return shown.map((group) => {
+      const claims = ballots.tally(group.map((vote) => ({ ...vote, nonce: String(vote.claim) })))
+      const left = group.map(({ timeLeft }) => timeLeft).toSorted((a, b) => b - a)
+      return {
+        holderId: group[0]!.holderId,
+        token: claims[0]![0]!.claim,
+        permits: 1,
+        heldFor: Math.max(...group.map(({ heldFor }) => heldFor)),
+        timeLeft: left[Math.min(quorum, left.length) - 1]!,
+        metadata: JSON.parse(group[0]!.metadata) as Record<string, string>
+      }
+    })
+  }
+
+  const cast = (request: LockStore.Request, entry: Entry, listenFor: number): Effect.Effect<ballots.Verdict> =>
+    Effect.suspend(() => {
+      entry.rounds++
+      return ballots.cast(electorate, {
+        key: request.key,
+        holderId: request.holderId,
+        ttl: request.ttl,
+        floor: request.floor,
+        metadata: JSON.stringify(request.metadata),
+        listenFor: inbox === "" || !request.wait ? 0 : Math.ceil(listenFor),
+        since: Math.floor(entry.since.wall)
+      })
+    })
+
+  const granted = (entry: Entry, ballot: ballots.Ballot): Effect.Effect<LockStore.Attempt> =>
+    Effect.suspend(() => {
+      // Abandoned while it was asked for.
+      if (entries.get(entry.holderId) !== entry) {
+        return Effect.as(ballots.end(electorate, ballot), {
+          _tag: "Refused",
+          standing: { holders: [], position: -1, queueLength: 0 }
+        })
+      }
+      entry.lease = ballot
+      dequeue(entry)
+      const grant = { token: ballot.token, ttl: ballot.wish.ttl, sentAt: ballot.sentAt }
+      return Effect.succeed({ _tag: "Granted", grant })
+    })
+
+  const remember = (entry: Entry, verdict: ballots.Verdict & { readonly _tag: "Lost" }): void => {
+    if (verdict.reason !== "unavailable") entry.answeredAt = now()
+    entry.standing = holdersIn(ballots.holdersOf(verdict.ballot.votes), 0)
+  }
+
+  const slow = (request: LockStore.Request): LockError.LockStoreError =>
+    failure(
+      "attempt",
+      "Timeout",
+      `a majority voted for "${request.key}", but took longer than its ttl of ${request.ttl} ms`,
+      request.ttl
+    )
+
+  /** Asks once, and again only where the votes were split: then it is not known yet whether anybody has the key. */
+  const attemptNow = (
+    request: LockStore.Request,
+    entry: Entry,
+    tries: number
+  ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> =>
+    Effect.flatMap(
+      cast(request, entry, 0),
+      (verdict): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
+        if (verdict._tag === "Won") return granted(entry, verdict.ballot)
+        remember(entry, verdict)
+        switch (verdict.reason) {
+          case "unavailable":
+            return Effect.fail(undecided("attempt", verdict.ballot.votes))
+          case "slow":
+            return Effect.fail(slow(request))
+          case "split":
+            if (tries > 1) {
+              return Random.nextBetween(0, 5 * 2 ** entry.rounds).pipe(
+                Effect.flatMap((delay) => Effect.sleep(Math.min(delay, 100))),
+                Effect.andThen(attemptNow(request, entry, tries - 1))
+              )
+            }
+        }
+        const standing = { holders: entry.standing, ...placeOf(entry.key, entry.holderId) }
+        return Effect.succeed({ _tag: "Refused", standing })
+      }
+    )
+
+  /** The next delay, or undefined when the schedule has no more. */
+  const delayOf = (entry: Entry): Effect.Effect<number | undefined> =>
+    Effect.gen(function*() {
+      entry.step ??= (yield* Schedule.toStep(settings.retry)) as unknown as NonNullable<Entry["step"]>
+      return yield* entry.step(now().wall).pipe(
+        Effect.map(([, delay]): number | undefined => Math.max(1, Duration.toMillis(delay))),
+        Pull.catchDone(() => Effect.succeed(undefined))
+      )
+    })
+
+  const queued = (entry: Entry, until: number): LockStore.Attempt => ({
+    _tag: "Queued",
+    standing: { holders: entry.standing, ...placeOf(entry.key, entry.holderId) },
+    signal: Effect.suspend(() =>
+      Effect.as(
+        Effect.timeoutOption(Deferred.await(entry.wake), Math.max(1, until - monotonic())),
+        { _tag: "LookAgain" } as const
+      )
+    )
+  })
+
+  const attemptInTurn = (
+    request: LockStore.Request,
+    entry: Entry
+  ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> =>
+    Effect.suspend(() => {
+      if (Deferred.isDoneUnsafe(entry.wake)) entry.wake = Deferred.makeUnsafe()
+      enqueue(entry)
+      // An attempt takes two polls at most.
+      const patience = 2 * voterTimeout + 1000
+      entry.turnUntil = monotonic() + patience
+      const turn = turnOf(queues.get(entry.key)!)!
+      if (turn !== entry) {
+        entry.standing = turn.standing
+        entry.turnUntil = turn.turnUntil + patience
+        return Effect.succeed(queued(entry, turn.turnUntil))
+      }
+      return Effect.flatMap(delayOf(entry), (delay) =>
+        Effect.flatMap(
+          cast(request, entry, (delay ?? 0) + 2 * patience),
+          (verdict): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
+            if (verdict._tag === "Won") return granted(entry, verdict.ballot)
+            remember(entry, verdict)
+            const { answeredAt } = entry
+            if (
+              verdict.reason === "unavailable" &&
+              (answeredAt === undefined || LockStore.elapsedUnsafe(answeredAt, clock) > settings.outageTolerance)
+            ) {
+              return Effect.fail(undecided("attempt", verdict.ballot.votes))
+            }
+            if (delay === undefined) {
+              const outcomes = ballots.describe(electorate, verdict.ballot.votes)
+              return Effect.fail(
+                verdict.reason === "slow"
+                  ? slow(request)
+                  : failure("attempt", "Refused", `not granted in ${entry.rounds} tries, and retry has no more: ${outcomes}`)
+              )
+            }
+            const lookAt = monotonic() + delay
+            entry.turnUntil = lookAt + patience
+            return Effect.succeed(queued(entry, lookAt))
+          }
+        ))
+    })
+
+  const again = (
+    request: LockStore.Request,
+    entry: Entry,
+    lease: ballots.Ballot
+  ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> =>
+    Effect.suspend(() => {
+      const sentAt = now()
+      return Effect.flatMap(renewLease("attempt", { ...request, token: lease.token }, request.ttl, lease), (answer) => {
+        if (answer === "Done") {
+          const grant = { token: lease.token, ttl: request.ttl, sentAt }
+          return Effect.succeed<LockStore.Attempt>({ _tag: "Granted", grant })
+        }
+        entry.lease = undefined
+        return Effect.andThen(ballots.end(electorate, lease), ask(request, entry))
+      })
+    })
+
+  const ask = (
+    request: LockStore.Request,
+    entry: Entry
+  ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> =>
+    request.wait ? attemptInTurn(request, entry) : attemptNow(request, entry, 10)
+
+  const attempt: LockStore.LockStore["Service"]["attempt"] = (request) =>
+    Effect.suspend((): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
+      if (request.permits !== 1 || request.limit !== 1) {
+        return Effect.fail(
+          failure(
+            "attempt",
+            "Refused",
+            `${request.permits} of ${request.limit} permits: votes of a majority make a mutex, not a semaphore; ` +
+              "use RedisLockStore for permits"
+          )
+        )
+      }
+      const tooLong = checkTtl("attempt", request.ttl)
+      if (tooLong !== undefined) return Effect.fail(tooLong)
+      const entry = enter(request)
+      // Sent twice: one round at a time for a holder id, and the second finds what the first got.
+      if (entry.asking !== undefined) return Effect.andThen(Deferred.await(entry.asking), attempt(request))
+      const asking = entry.asking = Deferred.makeUnsafe<void>()
+      return (entry.lease === undefined ? ask(request, entry) : again(request, entry, entry.lease)).pipe(
+        Effect.onExit((exit) =>
+          Effect.sync(() => {
+            entry.asking = undefined
+            // A waiter that was interrupted keeps its place: it is abandoned, or asks again.
+            if (Exit.isSuccess(exit) ? exit.value._tag === "Refused" : !request.wait || !Exit.hasInterrupts(exit)) {
+              forget(entry)
+            }
+            Deferred.doneUnsafe(asking, Effect.void)
+          })
+        )
+      )
+    })
+
+  const checkTtl = (operation: string, ttl: number): LockError.LockStoreError | undefined =>
+    ttl <= maxTtl ? undefined : failure(
+      operation,
+      "Refused",
+      `ttl of ${ttl} ms is above maxTtl of ${maxTtl} ms, for which a voter that restarted is kept out`
+    )
+
+  const renewLease = (
+    operation: string,
+    { holderId, key, token }: LockStore.Held,
+    ttl: number,
+    lease: ballots.Ballot | undefined
+  ): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> =>
+    Effect.suspend(() => {
+      const votes = new Map<ballots.Voter, ballots.Vote>()
+      const missing = new Set<ballots.Voter>()
+      let confirmed = 0
+      let denied = 0
+      let isConfirmed = false
+      lease?.reach(now(), ttl, electorate)
+      const healOne = (voter: ballots.Voter) =>
+        lease === undefined
+          ? Effect.void
+          : Effect.asVoid(FiberSet.run(electorate.background, ballots.heal(electorate, lease, voter, ttl)))
+      return ballots.poll(
+        electorate,
+        ballots.reachable(electorate, { votes }),
+        (voter) =>
+          Effect.flatMap(
+            ballots.answerOf(
+              voter.run(scripts.extend, [voter.keyOf(key)], [lease?.nonce ?? "", holderId, token, ttl, retention])
+            ),
+            (answer) => {
+              if (ballots.isNoAnswer(answer)) {
+                votes.set(voter, answer)
+                return Effect.void
+              }
+              if (answer === 1) {
+                confirmed++
+                return Effect.void
+              }
+              denied++
+              if (answer === 2) return Effect.void
+              // Only existing leases make a majority; only a round that has one votes anew where there is none.
+              missing.add(voter)
+              return isConfirmed ? healOne(voter) : Effect.void
+            }
+          ),
+        (pending) => confirmed >= quorum || denied > voters.length - quorum || confirmed + pending < quorum
+      ).pipe(
+        Effect.andThen(
+          Effect.suspend((): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> => {
+            if (confirmed >= quorum) {
+              isConfirmed = true
+              return Effect.as(Effect.forEach(missing, healOne, { discard: true }), "Done")
+            }
+            return denied > voters.length - quorum ? Effect.succeed("NotHeld") : Effect.fail(undecided(operation, votes))
+          })
+        )
+      )
+    })
+
+  /** The lease that is meant, if this store has it; null if it has another one of that holder. */
+  const leaseOf = ({ holderId, key, token }: LockStore.Held): Entry | undefined | null => {
+    const entry = entries.get(holderId)
+    return entry === undefined ? undefined : entry.key === key && entry.lease?.token === token ? entry : null
+  }
+
+  const renew: LockStore.LockStore["Service"]["renew"] = (held, ttl) =>
+    Effect.suspend(() => {
+      const tooLong = checkTtl("renew", ttl)
+      if (tooLong !== undefined) return Effect.fail(tooLong)
+      const entry = leaseOf(held)
+      return entry === null ? Effect.succeed("NotHeld" as const) : renewLease("renew", held, ttl, entry?.lease)
+    })
+
+  /** What is not confirmed is tried on in the background, for as long as a voter may keep the vote. */
+  const settleLater = (lease: ballots.Ballot, voter: ballots.Voter): Effect.Effect<void> =>
+    Effect.asVoid(FiberSet.run(electorate.background, ballots.takeBack(electorate, lease, voter)))
+
+  /** Lets go everywhere; `answers` collects what the voters say. */
+  const letGo = (
+    { holderId, key, token }: { readonly key: string; readonly holderId: string; readonly token: number | "*" },
+    keepFor: number,
+    lease: ballots.Ballot | undefined,
+    onAnswer: (voter: ballots.Voter, answer: readonly [0 | 1, ballots.HolderReply] | ballots.NoAnswer) => void,
+    isDecided: (pending: number) => boolean
+  ): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      if (lease !== undefined) lease.isOver = true
+      const votes = new Map<ballots.Voter, ballots.Vote>()
+      const asked = ballots.reachable(electorate, { votes })
+      const later = (voter: ballots.Voter) =>
+        lease !== undefined && keepFor === 0 && lease.mayHold.has(voter) ? settleLater(lease, voter) : Effect.void
+      const tellOne = (voter: ballots.Voter) =>
+        Effect.flatMap(
+          ballots.answerOf(
+            voter.run(scripts.release, [voter.keyOf(key)], [
+              lease?.nonce ?? "",
+              holderId,
+              token,
+              Math.max(electorate.floor, lease?.token ?? 0),
+              keepFor,
+              inbox,
+              electorate.clientId,
+              retention
+            ])
+          ),
+          (answer) => {
+            if (ballots.isNoAnswer(answer)) {
+              onAnswer(voter, answer)
+              return later(voter)
+            }
+            lease?.mayHold.delete(voter)
+            onAnswer(voter, answer as readonly [0 | 1, ballots.HolderReply])
+            return Effect.void
+          }
+        )
+      return Effect.forEach(votes.keys(), later, { discard: true }).pipe(
+        Effect.andThen(Effect.sync(() => {
+          for (const [voter, vote] of votes) if (ballots.isNoAnswer(vote)) onAnswer(voter, vote)
+        })),
+        Effect.andThen(ballots.poll(electorate, asked, tellOne, isDecided)),
+        Effect.uninterruptible
+      )
+    })
+
+  const release: LockStore.LockStore["Service"]["release"] = (held, keepFor) =>
+    Effect.suspend((): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> => {
+      const entry = leaseOf(held)
+      if (entry === null) return Effect.succeed("NotHeld")
+      const releasedBy = entry?.releasedBy ?? new Set<ballots.Voter>()
+      const votes = new Map<ballots.Voter, ballots.Vote>()
+      let denied = 0
+      return letGo(
+        held,
+        keepFor,
+        entry?.lease,
+        (voter, answer) => {
+          if (ballots.isNoAnswer(answer)) votes.set(voter, answer)
+          else if (answer[0] === 1) releasedBy.add(voter)
+          else if (!releasedBy.has(voter)) denied++
+        },
+        (pending) =>
+          releasedBy.size >= quorum || denied > voters.length - quorum || releasedBy.size + pending < quorum
+      ).pipe(
+        Effect.andThen(
+          Effect.suspend((): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> => {
+            if (releasedBy.size < quorum && denied <= voters.length - quorum) {
+              return Effect.fail(undecided("release", votes))
+            }
+            if (entry !== undefined) forget(entry)
+            return Effect.succeed(releasedBy.size >= quorum ? "Done" : "NotHeld")
+          })
+        )
+      )
+    })
+
+  const abandon: LockStore.LockStore["Service"]["abandon"] = (key, holderId) =>
+    Effect.suspend(() => {
+      const found = entries.get(holderId)
+      const entry = found?.key === key ? found : undefined
+      const place = placeOf(key, holderId)
+      if (entry !== undefined) forget(entry)
+      const holders: Array<ballots.Holder> = []
+      let unanswered = voters.length
+      // Never fails: what cannot be told a voter now is told it as soon as it answers, or ends with the ttl.
+      return Effect.as(
+        letGo(
+          { key, holderId, token: "*" },
+          0,
+          entry?.lease,
+          (_voter, answer) => {
+            if (ballots.isNoAnswer(answer)) return
+            unanswered--
+            const holder = ballots.holderOf(answer[1])
+            if (holder !== undefined) holders.push(holder)
+          },
+          () => false
+        ),
+        undefined
+      ).pipe(Effect.map(() => ({ holders: holdersIn(holders, unanswered), ...place })))
+    })
+
+  const inspect: LockStore.LockStore["Service"]["inspect"] = (key) =>
+    Effect.suspend(() => {
+      const votes = new Map<ballots.Voter, ballots.Vote>()
+      const holders: Array<ballots.Holder> = []
+      const remote: Array<LockStore.WaiterInfo> = []
+      let answered = 0
+      return ballots.poll(
+        electorate,
+        ballots.reachable(electorate, { votes }),
+        (voter) =>
+          Effect.map(ballots.answerOf(voter.run(scripts.inspect, [voter.keyOf(key)], [])), (answer) => {
+            if (ballots.isNoAnswer(answer)) {
+              votes.set(voter, answer)
+              return
+            }
+            answered++
+            const [by, waiting] = answer as InspectReply
+            const holder = ballots.holderOf(by)
+            if (holder !== undefined) holders.push(holder)
+            for (const [client, holderId, waitedFor, metadata] of waiting) {
+              if (client === electorate.clientId) continue
+              remote.push({ holderId, permits: 1, waitedFor: Number(waitedFor), metadata: JSON.parse(metadata) })
+            }
+          }),
+        () => false
+      ).pipe(
+        Effect.flatMap(() => {
+          if (answered < quorum) return Effect.fail(undecided("inspect", votes))
+          const unanswered = voters.length - answered
+          const waiters = Array.from(queues.get(key)?.values() ?? [], (entry): LockStore.WaiterInfo => ({
+            holderId: entry.holderId,
+            permits: 1,
+            waitedFor: LockStore.elapsedUnsafe(entry.since, clock),
+            metadata: entry.metadata
+          }))
+          const counts = new Map<string, number>()
+          for (const waiter of remote) {
+            const count = (counts.get(waiter.holderId) ?? 0) + 1
+            counts.set(waiter.holderId, count)
+            if (count === Math.max(1, quorum - unanswered)) waiters.push(waiter)
+          }
+          return Effect.succeed({
+            key,
+            holders: holdersIn(holders, unanswered, true),
+            waiters: waiters.toSorted((a, b) => b.waitedFor - a.waitedFor)
+          })
+        })
+      )
+    })
+
+  /** What nobody abandoned, though its lease has run out or its wait was given up. */
+  const sweep = Effect.sync(() => {
+    const time = monotonic()
+    for (const entry of Array.from(entries.values())) {
+      if (entry.asking !== undefined) continue
+      const until = entry.lease === undefined ? entry.turnUntil + settings.outageTolerance : entry.lease.liveUntil
+      if (time > until + retention) forget(entry)
+    }
+  })
+  yield* Effect.forkScoped(Effect.forever(Effect.andThen(Effect.sleep(retention), sweep)))
+
+  return {
+    service: {
+      name: settings.name,
+      driftFactor: electorate.settings.driftFactor,
+      identity: { host: Os.hostname(), pid: String(process.pid) },
+      attempt,
+      renew,
+      release,
+      abandon,
+      inspect
+    },
+    released: (voter, key, nonce) => {
+      const queue = queues.get(key)
+      const entry = queue === undefined ? undefined : turnOf(queue)
+      if (entry === undefined) return
+      if (entry.heardFrom?.nonce !== nonce) entry.heardFrom = { nonce, voters: new Set() }
+      entry.heardFrom.voters.add(voter)
+      // A majority is free only when a majority has said so.
+      if (entry.heardFrom.voters.size === quorum) Deferred.doneUnsafe(entry.wake, Effect.void)
+    }
+  }
+})
+
+type InspectReply = readonly [
+  by: ballots.HolderReply,
+  waiting: ReadonlyArray<readonly [client: string, holderId: string, waitedFor: string, metadata: string]>
+]
