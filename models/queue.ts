@@ -136,7 +136,7 @@ interface State {
   waiters: ReadonlyArray<Waiter>
   clients: ReadonlyArray<Client>
   network: ReadonlyArray<Message>
-  /** Waiters whose attempt was executed after they had gone. Not of the protocol: for the invariant. */
+  /** Waiters whose attempt was executed when they did not wait any more. Not of the protocol: for the invariants. */
   orphans: ReadonlyArray<number>
   late: number
   twice: number
@@ -181,7 +181,7 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
     switch (command._tag) {
       case "attempt": {
         const { id, place, sentAt } = command
-        if (state.waiters[id]!.phase === "over") state.orphans = [...state.orphans.filter((it) => it !== id), id].toSorted()
+        if (!state.waiters[id]!.inRoom) state.orphans = [...state.orphans.filter((it) => it !== id), id].toSorted()
         pump(state)
         const grant = server.grant
         if (grant === undefined) {
@@ -269,12 +269,14 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
     switch (reply._tag) {
       case "granted": {
         const { phase, sentAt } = state.waiters[reply.id]!
+        if (phase === "over") return abandonAgain(state, reply.id)
         if (phase !== "asking" || sentAt !== reply.sentAt) return
         leave(state, reply.id)
         return proceed(state, reply.id, { token: reply.token, sentAt: reply.sentAt, ttl })
       }
       case "queued": {
         const { inRoom, phase, sentAt } = state.waiters[reply.id]!
+        if (phase === "over") return abandonAgain(state, reply.id)
         if (phase !== "asking" || sentAt !== reply.sentAt) return
         const { id, ticket } = reply
         return update(state, id, { phase: "waiting", sentAt: undefined, ticket, isQueued: inRoom })
@@ -308,6 +310,13 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
     }
   }
 
+  /** `onUnanswered`: the answer to an attempt comes when nobody waits for it any more. */
+  const abandonAgain = (state: State, id: number): void => {
+    if (state.clients[clientOf(id)]!.state === "dead") return
+    execute(state, { _tag: "abandon", id })
+    state.orphans = state.orphans.filter((it) => it !== id)
+  }
+
   /** A lease that is lost tidies up in the background: at once, here. */
   const lose = (state: State, id: number): void => {
     update(state, id, { phase: "over", sentAt: undefined })
@@ -317,6 +326,21 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
   /** `attempt` of the store: the waiter enters the room before its command is sent. */
   const askAgain = (state: State, id: number): void =>
     update(state, id, { phase: "asking", sentAt: undefined, inRoom: true, signal: undefined })
+
+  /** Whether anybody is left for whom it would make a difference. */
+  const matters = ({ clients, waiters }: State, message: Message): boolean => {
+    const isAwaited = (id: number) => !["inside", "over"].includes(waiters[id]!.phase)
+    if (message._tag === "command") return true
+    if (message._tag === "push") return isAwaited(message.id)
+    const { reply } = message
+    if (reply._tag === "none") return false
+    if (reply._tag !== "offers") {
+      const { phase, sentAt } = waiters[reply.id]!
+      return sentAt === reply.sentAt || (phase === "over" && reply._tag !== "renewed")
+    }
+    const { client, offers, unknown } = reply
+    return clients[client]!.state !== "dead" && (offers.some(({ id }) => isAwaited(id)) || unknown.some(isAwaited))
+  }
 
   // ---- what can happen
 
@@ -331,6 +355,7 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
     const step = (name: string, change: (next: State) => void): void => {
       const next = copy(state)
       change(next)
+      next.network = next.network.filter((message) => matters(next, message))
       steps.push([name, next])
     }
 
@@ -371,7 +396,9 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
         leave(next, id)
         update(next, id, { phase: "over", sentAt: undefined, signal: undefined })
       }
-      if (phase === "new") {
+      // Waiters of one client are interchangeable: they begin in order.
+      const isNext = waiters.findIndex((it, w) => it.phase === "new" && clientOf(w) === clientOf(id)) === id
+      if (phase === "new" && isNext) {
         const command = { _tag: "attempt", id, place: 0, sentAt: now } as const
         call(`${id} asks`, command, (next) => {
           askAgain(next, id)
@@ -392,8 +419,13 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
         const command = { _tag: "renew", id, token, sentAt: now } as const
         call(`${id} confirms`, command, (next) => update(next, id, { sentAt: now }))
       }
-      // `commandTimeout`: the acquisition fails.
-      if (isAnswerMissing) call(`${id} gets no answer and leaves`, { _tag: "abandon", id }, gone)
+      // `commandTimeout`: the acquisition fails, unless it has waited before (`bearOutage`).
+      if (isAnswerMissing) {
+        call(`${id} gets no answer and leaves`, { _tag: "abandon", id }, gone)
+        if (phase === "asking" && waiter.ticket !== 0 && sentAt < now) {
+          step(`${id} gets no answer and tries again`, (next) => askAgain(next, id))
+        }
+      }
       if (state.interrupts > 0 && phase !== "new" && phase !== "inside" && phase !== "over" && !isAnswerMissing) {
         call(`${id} is interrupted`, { _tag: "abandon", id }, (next) => {
           next.interrupts--
@@ -452,6 +484,10 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
             next.network = network
             receive(next, execute(next, message.command))
           })
+          step(`late ${message.command._tag} is executed, reply lost`, (next) => {
+            next.network = network
+            execute(next, message.command)
+          })
           return
         case "reply": {
           const { reply } = message
@@ -468,7 +504,7 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
           const client = state.clients[clientOf(id)]!
           if (client.state === "paused") return
           if (!isLate) isUrgent = true
-          step(`push to ${id} arrives`, (next) => {
+          step(`${isLate ? "late " : ""}push to ${id} arrives`, (next) => {
             next.network = network
             if (client.state === "dead") return
             granted(next, id, { token, ttl: offer, sentAt: rules.pushCountsFrom === "stamp" ? stamp : now })

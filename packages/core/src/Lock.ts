@@ -514,8 +514,10 @@ const makeLease = ({ holding, nested }: Entered): Lease => {
     protect: (effect) => holdings.protect(over, check, effect),
     check,
     extend: (ttl) =>
-      Effect.flatMap(LockOptions.resolveTtl(ttl), (millis) =>
-        holdings.protect(over, check, holdings.extend(holding, millis)))
+      Effect.flatMap(
+        LockOptions.resolveTtl(ttl),
+        (millis) => holdings.protect(over, check, holdings.extend(holding, millis))
+      )
   }
 }
 

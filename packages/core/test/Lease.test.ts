@@ -56,7 +56,10 @@ describe("renewal", () => {
 
   it.effect("with an unknown outcome is tried again as renewRetry says, and regularly when that gives up", () =>
     Effect.gen(function*() {
-      const { lock, store } = yield* setup({ ttl: 3000, renewRetry: Schedule.max([Schedule.spaced(100), Schedule.recurs(2)]) })
+      const { lock, store } = yield* setup({
+        ttl: 3000,
+        renewRetry: Schedule.max([Schedule.spaced(100), Schedule.recurs(2)])
+      })
       const sent: Array<number> = []
       store.faults.renew = () => Effect.andThen(Effect.map(now, (time) => sent.push(time)), unavailable)
       const fiber = yield* loseIt(lock)
@@ -90,28 +93,33 @@ describe("renewal", () => {
 describe("the local deadline", () => {
   const ttl = 900
 
-  it.effect.each<{ readonly title: string; readonly renew: NonNullable<TestStore["faults"]["renew"]> }>([
-    { title: "hangs", renew: () => Effect.never },
-    { title: "fails", renew: () => unavailable },
-    { title: "is refused", renew: () => refused },
-    { title: "dies", renew: () => Effect.die(new Error("bug")) },
-    { title: "interrupts itself", renew: () => Effect.interrupt },
-    { title: "throws", renew: () => assert.fail("bug") },
-    { title: "is answered too late", renew: (run) => Effect.delay(run, 700) }
-  ])("G3: interrupts the work and fails with LockLost at the ttl when renewal $title", ({ renew }) =>
-    Effect.gen(function*() {
-      const { lock, store } = yield* setup({ ttl })
-      store.faults.renew = renew
-      const fiber = yield* loseIt(lock)
-      yield* TestClock.adjust(ttl - 1)
-      assert.isUndefined(fiber.pollUnsafe())
-      yield* TestClock.adjust(1)
-      const { error, interruptedAt, toldAt } = yield* Fiber.join(fiber)
-      isLost(error, "Expired")
-      assert.strictEqual((error as LockLost).limit, ttl)
-      assert.strictEqual(interruptedAt, ttl)
-      assert.strictEqual(toldAt, ttl)
-    }))
+  const hopeless: ReadonlyArray<{ readonly title: string; readonly renew: NonNullable<TestStore["faults"]["renew"]> }> =
+    [
+      { title: "hangs", renew: () => Effect.never },
+      { title: "fails", renew: () => unavailable },
+      { title: "is refused", renew: () => refused },
+      { title: "dies", renew: () => Effect.die(new Error("bug")) },
+      { title: "interrupts itself", renew: () => Effect.interrupt },
+      { title: "throws", renew: () => assert.fail("bug") },
+      { title: "is answered too late", renew: (run) => Effect.delay(run, 700) }
+    ]
+
+  for (const { renew, title } of hopeless) {
+    it.effect(`G3: interrupts the work and fails with LockLost at the ttl when renewal ${title}`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup({ ttl })
+        store.faults.renew = renew
+        const fiber = yield* loseIt(lock)
+        yield* TestClock.adjust(ttl - 1)
+        assert.isUndefined(fiber.pollUnsafe())
+        yield* TestClock.adjust(1)
+        const { error, interruptedAt, toldAt } = yield* Fiber.join(fiber)
+        isLost(error, "Expired")
+        assert.strictEqual((error as LockLost).limit, ttl)
+        assert.strictEqual(interruptedAt, ttl)
+        assert.strictEqual(toldAt, ttl)
+      }))
+  }
 
   it.effect("G3: does not ask a failing store without a pause", () =>
     Effect.gen(function*() {
@@ -221,7 +229,10 @@ describe("the local deadline", () => {
       yield* TestClock.adjust(ttl)
       const { error } = yield* Fiber.join(fiber)
       assert.strictEqual(((error as LockLost).cause as { _tag: string })._tag, "LockStoreError")
-      assert.include(error.message, "not renewed within its ttl of 900 ms; last answer: The memory store is unreachable")
+      assert.include(
+        error.message,
+        "not renewed within its ttl of 900 ms; last answer: The memory store is unreachable"
+      )
     }))
 })
 
@@ -552,4 +563,3 @@ describe("tryAcquire", () => {
       assert.isAbove(store.count("renew"), 25)
     }))
 })
-

@@ -76,6 +76,26 @@ describe("withLock", () => {
       assert.deepStrictEqual(order, Array.from({ length: 50 }, (_, i) => i))
     }))
 
+  it.effect("G8: works off a queue of thousands whose work takes no time, not one inside the other's release", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const gate = yield* Deferred.make<void>()
+      const order: Array<number> = []
+      const names = Array.from({ length: 2000 }, (_, i) => i)
+      yield* Effect.forkChild(lock.withLock(Deferred.await(gate), "k"))
+      yield* until(() => store.count("attempt") === 1)
+      const all = yield* Effect.forkChild(
+        Effect.forEach(names, (name) => lock.withLock(Effect.sync(() => order.push(name)), "k"), {
+          concurrency: "unbounded",
+          discard: true
+        })
+      )
+      yield* until(() => store.count("attempt") === 2001)
+      yield* Deferred.succeed(gate, undefined)
+      yield* Fiber.join(all)
+      assert.deepStrictEqual(order, names)
+    }))
+
   it.effect("G2: gives every grant a greater token, which renewal leaves as it is", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup({ ttl: 300 })
@@ -308,7 +328,7 @@ describe("withLockIfAvailable and tryAcquire", () => {
       yield* other.acquire("busy")
       const nested = lock.withLock(Effect.void, "busy", { waitTimeout: 0 })
       const error = yield* Effect.flip(lock.withLockIfAvailable(nested, "k"))
-      assert.strictEqual(error._tag, "LockTimeout" as never)
+      assert.strictEqual(error._tag, "LockTimeout")
       assert.strictEqual(yield* Effect.flip(lock.withLockIfAvailable(Effect.fail("no"), "k")), "no")
     }))
 

@@ -21,9 +21,6 @@ type Everything =
 
 type WithoutWaiting = LockError.LockStoreError | LockError.LockLost | LockError.LockClosed | LockError.LockInvalid
 
-/** Only its type is looked at. */
-const typeOf = <A>(_: () => A) => expectTypeOf<A>()
-
 describe("types", () => {
   it("LockError and TryError are the errors they are said to be", () => {
     expectTypeOf<LockError.LockError>().toEqualTypeOf<Everything>()
@@ -31,62 +28,70 @@ describe("types", () => {
   })
 
   it("withLock adds LockError and Lock, and keeps what the effect has", () => {
-    typeOf(() => Lock.withLock(body, "k")).toEqualTypeOf<
+    expectTypeOf(() => Lock.withLock(body, "k")).returns.toEqualTypeOf<
       Effect.Effect<number, BodyError | Everything, "body" | Lock.Lock>
     >()
-    typeOf(() => body.pipe(Lock.withLock("k", { ttl: "1 second" }))).toEqualTypeOf<
+    expectTypeOf(() => body.pipe(Lock.withLock("k", { ttl: "1 second" }))).returns.toEqualTypeOf<
       Effect.Effect<number, BodyError | Everything, "body" | Lock.Lock>
     >()
-    typeOf(() => lock.withLock(body, "k")).toEqualTypeOf<Effect.Effect<number, BodyError | Everything, "body">>()
+    expectTypeOf(() => lock.withLock(body, "k")).returns.toEqualTypeOf<
+      Effect.Effect<number, BodyError | Everything, "body">
+    >()
   })
 
   it("withLock does not close a scope that the effect needs", () => {
-    typeOf(() => Lock.withLock(Effect.scope, "k")).toEqualTypeOf<
+    expectTypeOf(() => Lock.withLock(Effect.scope, "k")).returns.toEqualTypeOf<
       Effect.Effect<Scope.Scope, Everything, Scope.Scope | Lock.Lock>
     >()
   })
 
   it("withLockIfAvailable gives an Option and cannot time out or deadlock", () => {
-    typeOf(() => Lock.withLockIfAvailable(body, "k")).toEqualTypeOf<
+    expectTypeOf(() => Lock.withLockIfAvailable(body, "k")).returns.toEqualTypeOf<
       Effect.Effect<Option.Option<number>, BodyError | WithoutWaiting, "body" | Lock.Lock>
     >()
-    typeOf(() => body.pipe(Lock.withLockIfAvailable("k"))).toEqualTypeOf<
+    expectTypeOf(() => body.pipe(Lock.withLockIfAvailable("k"))).returns.toEqualTypeOf<
       Effect.Effect<Option.Option<number>, BodyError | WithoutWaiting, "body" | Lock.Lock>
     >()
-    typeOf(() => lock.withLockIfAvailable(body, "k")).toEqualTypeOf<
+    expectTypeOf(() => lock.withLockIfAvailable(body, "k")).returns.toEqualTypeOf<
       Effect.Effect<Option.Option<number>, BodyError | WithoutWaiting, "body">
     >()
   })
 
   it("acquire and tryAcquire need a scope", () => {
-    typeOf(() => Lock.acquire("k")).toEqualTypeOf<Effect.Effect<Lease.Lease, Everything, Lock.Lock | Scope.Scope>>()
-    typeOf(() => Lock.tryAcquire("k")).toEqualTypeOf<
+    expectTypeOf(() => Lock.acquire("k")).returns.toEqualTypeOf<
+      Effect.Effect<Lease.Lease, Everything, Lock.Lock | Scope.Scope>
+    >()
+    expectTypeOf(() => Lock.tryAcquire("k")).returns.toEqualTypeOf<
       Effect.Effect<Option.Option<Lease.Lease>, WithoutWaiting, Lock.Lock | Scope.Scope>
     >()
-    typeOf(() => lock.acquire("k")).toEqualTypeOf<Effect.Effect<Lease.Lease, Everything, Scope.Scope>>()
+    expectTypeOf(() => lock.acquire("k")).returns.toEqualTypeOf<Effect.Effect<Lease.Lease, Everything, Scope.Scope>>()
   })
 
   it("inspect fails with what the store or the key is to blame for", () => {
-    typeOf(() => Lock.inspect("k")).toEqualTypeOf<
+    expectTypeOf(() => Lock.inspect("k")).returns.toEqualTypeOf<
       Effect.Effect<LockStore.KeyState, LockError.LockStoreError | LockError.LockInvalid, Lock.Lock>
     >()
   })
 
   it("layers need a store, and fail on invalid defaults only", () => {
-    typeOf(() => Lock.layer()).toEqualTypeOf<Layer.Layer<Lock.Lock, LockError.LockInvalid, LockStore.LockStore>>()
-    typeOf(() => Lock.layerConfig({ ttl: {} as Config.Config<Duration.Duration> })).toEqualTypeOf<
+    expectTypeOf(() => Lock.layer()).returns.toEqualTypeOf<
+      Layer.Layer<Lock.Lock, LockError.LockInvalid, LockStore.LockStore>
+    >()
+    expectTypeOf(() => Lock.layerConfig({ ttl: {} as Config.Config<Duration.Duration> })).returns.toEqualTypeOf<
       Layer.Layer<Lock.Lock, LockError.LockInvalid | Config.ConfigError, LockStore.LockStore>
     >()
     expectTypeOf(LockStore.layerMemory).toEqualTypeOf<Layer.Layer<LockStore.LockStore>>()
   })
 
   it("a lease fails with nothing but what can befall it", () => {
-    typeOf(() => lease.lost).toEqualTypeOf<Effect.Effect<never, LockError.LockLost>>()
-    typeOf(() => lease.check).toEqualTypeOf<Effect.Effect<void, LockError.LockLost>>()
-    typeOf(() => lease.isValid).toEqualTypeOf<Effect.Effect<boolean>>()
-    typeOf(() => lease.deadline).toEqualTypeOf<Effect.Effect<DateTime.Utc>>()
-    typeOf(() => lease.protect(body)).toEqualTypeOf<Effect.Effect<number, BodyError | LockError.LockLost, "body">>()
-    typeOf(() => lease.extend("1 minute")).toEqualTypeOf<
+    expectTypeOf(() => lease.lost).returns.toEqualTypeOf<Effect.Effect<never, LockError.LockLost>>()
+    expectTypeOf(() => lease.check).returns.toEqualTypeOf<Effect.Effect<void, LockError.LockLost>>()
+    expectTypeOf(() => lease.isValid).returns.toEqualTypeOf<Effect.Effect<boolean>>()
+    expectTypeOf(() => lease.deadline).returns.toEqualTypeOf<Effect.Effect<DateTime.Utc>>()
+    expectTypeOf(() => lease.protect(body)).returns.toEqualTypeOf<
+      Effect.Effect<number, BodyError | LockError.LockLost, "body">
+    >()
+    expectTypeOf(() => lease.extend("1 minute")).returns.toEqualTypeOf<
       Effect.Effect<void, LockError.LockLost | LockError.LockStoreError | LockError.LockInvalid>
     >()
     expectTypeOf<Lease.Lease["token"]>().toEqualTypeOf<number>()
@@ -122,11 +127,11 @@ describe("types", () => {
   })
 
   it("errors can be caught by tag, and what is caught is gone", () => {
-    typeOf(() =>
+    expectTypeOf(() =>
       Lock.withLock(body, "k").pipe(
         Effect.catchTag(["LockTimeout", "LockStoreError", "LockDeadlock", "LockClosed", "LockInvalid"], () =>
           Effect.succeed(0))
       )
-    ).toEqualTypeOf<Effect.Effect<number, BodyError | LockError.LockLost, "body" | Lock.Lock>>()
+    ).returns.toEqualTypeOf<Effect.Effect<number, BodyError | LockError.LockLost, "body" | Lock.Lock>>()
   })
 })

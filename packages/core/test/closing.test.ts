@@ -21,16 +21,16 @@ describe("closing the layer", () => {
   it.effect("lets nobody acquire any more, nor who had made up his mind before", () =>
     Effect.gen(function*() {
       const { close, lock, store } = yield* setup()
-      const before = [
+      const before: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
         lock.withLock(Effect.die("must not run"), "k"),
         lock.withLockIfAvailable(Effect.die("must not run"), "k"),
         Effect.scoped(lock.acquire("k")),
         Effect.scoped(lock.tryAcquire("k"))
       ]
       yield* Fiber.join(yield* close)
-      const after = [lock.withLock(Effect.die("must not run"), "k"), Effect.scoped(lock.tryAcquire("k"))]
+      const after: typeof before = [lock.withLock(Effect.die("must not run"), "k"), Effect.scoped(lock.tryAcquire("k"))]
       for (const asking of [...before, ...after]) {
-        const error = yield* Effect.flip(asking as Effect.Effect<unknown, unknown>)
+        const error = yield* Effect.flip(asking)
         isClosed(error)
         assert.include((error as Error).message, "not acquired: the Lock layer is closing")
       }

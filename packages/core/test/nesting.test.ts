@@ -138,10 +138,16 @@ describe("asking again inside withLock", () => {
       const { lock, store } = yield* setup({ ttl: 900 })
       store.faults.renew = () => Effect.never
       let seen: unknown
-      const nested = Effect.tapError(lock.withLock(Effect.never, "k"), (error) => Effect.sync(() => void (seen = error)))
-      const fiber = yield* Effect.forkChild(Effect.flip(lock.withLock(Effect.forkDetach(nested).pipe(
-        Effect.andThen(Effect.never)
-      ), "k")))
+      const nested = Effect.tapError(
+        lock.withLock(Effect.never, "k"),
+        (error) => Effect.sync(() => void (seen = error))
+      )
+      const fiber = yield* Effect.forkChild(Effect.flip(lock.withLock(
+        Effect.forkDetach(nested).pipe(
+          Effect.andThen(Effect.never)
+        ),
+        "k"
+      )))
       yield* TestClock.adjust(900)
       isLost(yield* Fiber.join(fiber), "Expired")
       isLost(seen, "Expired")
@@ -346,33 +352,36 @@ describe("outliving the region", () => {
     { title: "forkDetach", fork: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkDetach(effect) },
     {
       title: "forkIn a wider scope",
-      fork: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.flatMap(Scope.make(), (scope) => Effect.forkIn(effect, scope))
+      fork: <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+        Effect.flatMap(Scope.make(), (scope) => Effect.forkIn(effect, scope))
     }
   ]
 
-  it.effect.each(detached)("G6: interrupts a nested effect, and waits for its finalizers: $title", ({ fork }) =>
-    Effect.gen(function*() {
-      const { lock, store } = yield* setup()
-      const outer = yield* Effect.forkChild(lock.withLock(
-        Effect.tap(
-          fork(Effect.flip(lock.withLock(slowToEnd(store, "nested"), "k"))),
-          () => until(() => store.trace.includes("nested begins"))
-        ),
-        "k"
-      ))
-      yield* until(() => store.trace.includes("nested interrupted"))
-      yield* TestClock.adjust(99)
-      assert.deepStrictEqual(store.trace.slice(2), ["nested begins", "nested interrupted"])
-      yield* TestClock.adjust(1)
-      isLost(yield* Fiber.join(yield* Fiber.join(outer)), "Released")
-      assert.deepStrictEqual(store.trace.slice(2), [
-        "nested begins",
-        "nested interrupted",
-        "nested cleaned up",
-        "release sent",
-        "release Done"
-      ])
-    }))
+  for (const { fork, title } of detached) {
+    it.effect(`G6: interrupts a nested effect, and waits for its finalizers: ${title}`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup()
+        const outer = yield* Effect.forkChild(lock.withLock(
+          Effect.tap(
+            fork(Effect.flip(lock.withLock(slowToEnd(store, "nested"), "k"))),
+            () => until(() => store.trace.includes("nested begins"))
+          ),
+          "k"
+        ))
+        yield* until(() => store.trace.includes("nested interrupted"))
+        yield* TestClock.adjust(99)
+        assert.deepStrictEqual(store.trace.slice(2), ["nested begins", "nested interrupted"])
+        yield* TestClock.adjust(1)
+        isLost(yield* Fiber.join(yield* Fiber.join(outer)), "Released")
+        assert.deepStrictEqual(store.trace.slice(2), [
+          "nested begins",
+          "nested interrupted",
+          "nested cleaned up",
+          "release sent",
+          "release Done"
+        ])
+      }))
+  }
 
   it.effect("G6: waits for what is nested in what is nested, too", () =>
     Effect.gen(function*() {
@@ -395,17 +404,19 @@ describe("outliving the region", () => {
       ])
     }))
 
-  it.effect.each(detached)("asking afterwards goes to the store: $title", ({ fork }) =>
-    Effect.gen(function*() {
-      const { lock, store } = yield* setup()
-      const gate = yield* Deferred.make<void>()
-      const late = Effect.andThen(Deferred.await(gate), lock.withLock(Effect.succeed("in"), "k"))
-      const fiber = yield* lock.withLock(fork(late), "k")
-      assert.strictEqual(store.count("attempt"), 1)
-      yield* Deferred.succeed(gate, undefined)
-      assert.strictEqual(yield* Fiber.join(fiber), "in")
-      assert.strictEqual(store.count("attempt"), 2)
-    }))
+  for (const { fork, title } of detached) {
+    it.effect(`asking afterwards goes to the store: ${title}`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup()
+        const gate = yield* Deferred.make<void>()
+        const late = Effect.andThen(Deferred.await(gate), lock.withLock(Effect.succeed("in"), "k"))
+        const fiber = yield* lock.withLock(fork(late), "k")
+        assert.strictEqual(store.count("attempt"), 1)
+        yield* Deferred.succeed(gate, undefined)
+        assert.strictEqual(yield* Fiber.join(fiber), "in")
+        assert.strictEqual(store.count("attempt"), 2)
+      }))
+  }
 
   it.effect("asking from what outlived the inner region uses the outer one", () =>
     Effect.gen(function*() {

@@ -58,9 +58,9 @@ const endings: ReadonlyArray<Ending> = [
 const reasons = (cause: Cause.Cause<unknown>) =>
   cause.reasons.map((reason) =>
     reason._tag === "Fail"
-      ? `Fail ${reason.error}`
+      ? `Fail ${String(reason.error)}`
       : reason._tag === "Die"
-      ? `Die ${reason.defect}`
+      ? `Die ${String(reason.defect)}`
       : "Interrupt"
   ).join()
 
@@ -173,37 +173,41 @@ describe("the order of an end", () => {
       ])
     }))
 
-  it.effect.each(combinations)("G6: the work's own exit is what comes back: it $title", ({ ending, release }) =>
-    Effect.gen(function*() {
-      const { lock, store } = yield* setup({ ttl, releaseTimeout: 700 })
-      store.faults.release = release.release
-      let endedAt = 0
-      const fiber = yield* Effect.forkChild(Effect.exit(lock.withLock(work(store, ending.end), "k")))
-      // 350 ms of work and 10 ms of its finalizer.
-      yield* TestClock.adjust(360)
-      yield* settle
-      while (fiber.pollUnsafe() === undefined && endedAt < 5000) {
-        yield* TestClock.adjust(10)
-        endedAt += 10
-      }
-      const exit = yield* Fiber.join(fiber)
-      assert.isTrue(ending.isIt(exit), String(exit))
-      assert.strictEqual(endedAt, release.took)
-      assert.include(store.trace, "release sent")
-    }))
+  for (const { ending, release, title } of combinations) {
+    it.effect(`G6: the work's own exit is what comes back: it ${title}`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup({ ttl, releaseTimeout: 700 })
+        store.faults.release = release.release
+        let endedAt = 0
+        const fiber = yield* Effect.forkChild(Effect.exit(lock.withLock(work(store, ending.end), "k")))
+        // 350 ms of work and 10 ms of its finalizer.
+        yield* TestClock.adjust(360)
+        yield* settle
+        while (fiber.pollUnsafe() === undefined && endedAt < 5000) {
+          yield* TestClock.adjust(10)
+          endedAt += 10
+        }
+        const exit = yield* Fiber.join(fiber)
+        assert.isTrue(ending.isIt(exit), String(exit))
+        assert.strictEqual(endedAt, release.took)
+        assert.include(store.trace, "release sent")
+      }))
+  }
 
-  it.effect.each(releases)("G6: interruption from outside stays just that when the release $title", ({ release }) =>
-    Effect.gen(function*() {
-      const { lock, store } = yield* setup({ ttl, releaseTimeout: 700 })
-      store.faults.release = release
-      const fiber = yield* Effect.forkChild(lock.withLock(Effect.never, "k"))
-      yield* until(() => store.count("attempt") === 1)
-      const interruption = yield* Effect.forkChild(Fiber.interrupt(fiber))
-      yield* drive(interruption, { limit: 1000 })
-      const exit = yield* Fiber.await(fiber)
-      assert.isTrue(Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause))
-      assert.include(store.trace, "release sent")
-    }))
+  for (const { release, title } of releases) {
+    it.effect(`G6: interruption from outside stays just that when the release ${title}`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup({ ttl, releaseTimeout: 700 })
+        store.faults.release = release
+        const fiber = yield* Effect.forkChild(lock.withLock(Effect.never, "k"))
+        yield* until(() => store.count("attempt") === 1)
+        const interruption = yield* Effect.forkChild(Fiber.interrupt(fiber))
+        yield* drive(interruption, { limit: 1000 })
+        const exit = yield* Fiber.await(fiber)
+        assert.isTrue(Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause))
+        assert.include(store.trace, "release sent")
+      }))
+  }
 
   it.effect("G6: a release is not cut short by an interruption", () =>
     Effect.gen(function*() {
@@ -277,35 +281,39 @@ describe("the order of a start", () => {
     }
   ]
 
-  it.effect.each(ways)("G7: a command that is under way when its sender is interrupted is undone: $title", ({ ask }) =>
-    Effect.gen(function*() {
-      const { lock, store } = yield* setup({ ttl })
-      // The store does it, and the reply never comes.
-      store.faults.attempt = (run) => Effect.andThen(run, Effect.never)
-      const scope = yield* Effect.scope
-      const state = yield* interruptedWhile(
-        store,
-        Scope.provide(ask(lock) as Effect.Effect<unknown, unknown, Scope.Scope>, scope),
-        () => store.count("attempt") === 1
-      )
-      assert.deepStrictEqual(state, { key: "k", holders: [], waiters: [] })
-      assert.deepStrictEqual(store.trace, ["attempt sent", "attempt interrupted", "abandon sent", "abandon done"])
-    }))
+  for (const { ask, title } of ways) {
+    it.effect(`G7: a command that is under way when its sender is interrupted is undone: ${title}`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup({ ttl })
+        // The store does it, and the reply never comes.
+        store.faults.attempt = (run) => Effect.andThen(run, Effect.never)
+        const scope = yield* Effect.scope
+        const state = yield* interruptedWhile(
+          store,
+          Scope.provide(ask(lock) as Effect.Effect<unknown, unknown, Scope.Scope>, scope),
+          () => store.count("attempt") === 1
+        )
+        assert.deepStrictEqual(state, { key: "k", holders: [], waiters: [] })
+        assert.deepStrictEqual(store.trace, ["attempt sent", "attempt interrupted", "abandon sent", "abandon done"])
+      }))
+  }
 
-  it.effect.each(ways)("G7: a wait is interruptible, and its place in the queue gone at once: $title", ({ ask }) =>
-    Effect.gen(function*() {
-      const { lock, store } = yield* setup({ ttl })
-      const other = yield* makeLock(store)
-      yield* other.acquire("k")
-      const scope = yield* Effect.scope
-      const state = yield* interruptedWhile(
-        store,
-        Scope.provide(ask(lock) as Effect.Effect<unknown, unknown, Scope.Scope>, scope),
-        () => store.trace.at(-1) === "attempt Queued"
-      )
-      assert.deepStrictEqual(state.waiters, [])
-      assert.strictEqual(state.holders.length, 1)
-    }))
+  for (const { ask, title } of ways) {
+    it.effect(`G7: a wait is interruptible, and its place in the queue gone at once: ${title}`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup({ ttl })
+        const other = yield* makeLock(store)
+        yield* other.acquire("k")
+        const scope = yield* Effect.scope
+        const state = yield* interruptedWhile(
+          store,
+          Scope.provide(ask(lock) as Effect.Effect<unknown, unknown, Scope.Scope>, scope),
+          () => store.trace.at(-1) === "attempt Queued"
+        )
+        assert.deepStrictEqual(state.waiters, [])
+        assert.strictEqual(state.holders.length, 1)
+      }))
+  }
 
   it.effect("G7: holder ids are minted anew for every acquisition and never used again", () =>
     Effect.gen(function*() {

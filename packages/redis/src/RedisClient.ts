@@ -73,7 +73,7 @@ export const make = Effect.fnUntraced(function*(
       sentinelCommandTimeout: Math.ceil(commandTimeout / 4),
       ...options,
       ...reliable(commandTimeout),
-      ...options.sentinels === undefined
+      ...!Array.isArray(options.sentinels)
         ? undefined
         : { socketTimeout: commandTimeout, retryStrategy: backoff(maxFailoverBackoff) },
       replyMapping: "legacy"
@@ -228,7 +228,7 @@ const makeFrom = Effect.fnUntraced(function*(
   const clock = yield* Clock.clockWith(Effect.succeed)
   const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1_000_000
   const ownRedis = owned?.redis instanceof Redis ? owned.redis : undefined
-  const failsOver = isCluster(redis) || redis.options.sentinels !== undefined
+  const failsOver = isCluster(redis) || Array.isArray(redis.options.sentinels)
   const transient = failsOver ? transientInFailover : transientOnServer
   /** Called when there is reason to doubt that the other connections are any better. */
   const suspicious = new Set<() => void>()

@@ -1,6 +1,11 @@
 /**
  * @since 0.1.0
  */
+export * as QuorumLockStore from "./QuorumLockStore.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as RedisClient from "./RedisClient.ts"
 
 /**

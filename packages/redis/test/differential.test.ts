@@ -110,7 +110,11 @@ class Side {
   }
 
   held(key: string, id: string, off = 0): LockStore.Held {
-    return { key: this.prefix + key, holderId: this.holderId(key, id), token: (this.tokens.get(`${key} ${id}`) ?? 1) + off }
+    return {
+      key: this.prefix + key,
+      holderId: this.holderId(key, id),
+      token: (this.tokens.get(`${key} ${id}`) ?? 1) + off
+    }
   }
 
   attempt({ floor, id, key, label, permits, ttl, wait }: Wish): Effect.Effect<Answer> {
@@ -129,7 +133,11 @@ class Side {
       Effect.map((attempt): Answer => {
         switch (attempt._tag) {
           case "Granted": {
-            assert.isTrue(floor === 0 || attempt.grant.token > this.highest + floor || this.tokens.get(`${key} ${id}`) === attempt.grant.token, "above the floor")
+            assert.isTrue(
+              floor === 0 || attempt.grant.token > this.highest + floor ||
+                this.tokens.get(`${key} ${id}`) === attempt.grant.token,
+              "above the floor"
+            )
             this.signals.delete(`${key} ${id}`)
             this.learn(key, id, attempt.grant.token)
             return { answer: "Granted", token: attempt.grant.token, ttl: attempt.grant.ttl }
@@ -262,8 +270,11 @@ const compare = Effect.fnUntraced(function*(commands: ReadonlyArray<Command>) {
         yield* both(what, key, (side) => side.abandon(key, id))
         break
       case "keep briefly": {
-        const { answer } = yield* both(what, key, (side) =>
-          Effect.map(side.storeOf(id).release(side.held(key, id), 15), (answer) => ({ answer })))
+        const { answer } = yield* both(
+          what,
+          key,
+          (side) => Effect.map(side.storeOf(id).release(side.held(key, id), 15), (answer) => ({ answer }))
+        )
         if (answer === "Done") yield* Effect.sleep(20)
         yield* both(what, key, (side) => side.pump(key))
         break
@@ -323,7 +334,8 @@ const compare = Effect.fnUntraced(function*(commands: ReadonlyArray<Command>) {
   }
 }, Effect.scoped)
 
-const show = (actual: unknown, expected: unknown) => `Redis ${JSON.stringify(actual)}, memory ${JSON.stringify(expected)}`
+const show = (actual: unknown, expected: unknown) =>
+  `Redis ${JSON.stringify(actual)}, memory ${JSON.stringify(expected)}`
 
 const byId = (a: { readonly holderId: string }, b: { readonly holderId: string }) => a.holderId < b.holderId ? -1 : 1
 
@@ -358,14 +370,22 @@ layer(Subject, { excludeTestServices: true })("the memory store and the Redis sc
       )
       : check({ replay }), 300_000)
 
-  it.effect("leave no key without an expiry", () =>
+  it.effect("leave no key without an expiry, and none that expires before a lease in it", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.RedisServer
-      const keys = yield* server.keys("*")
-      assert.isNotEmpty(keys)
+      const { clients: [store] } = yield* LockStoreSuite.Subject
+      const names = yield* server.keys("*")
+      assert.isNotEmpty(names)
       yield* Effect.forEach(
-        keys,
-        (key) => Effect.map(server.command("PTTL", key), (ttl) => assert.isAtLeast(Number(ttl), 0, key)),
+        names,
+        Effect.fnUntraced(function*(name) {
+          const left = Number(yield* server.command("PTTL", name))
+          assert.isAtLeast(left, 0, name)
+          const key = /^effect-lock:\{(.*)\}$/.exec(name)?.[1]
+          if (key === undefined) return
+          const { holders } = yield* store.inspect(key)
+          for (const { timeLeft } of holders) assert.isAtLeast(left, timeLeft, name)
+        }),
         { concurrency: 100, discard: true }
       )
     }))

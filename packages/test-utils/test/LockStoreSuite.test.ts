@@ -1,6 +1,6 @@
 import { LockStore } from "@effect-lock/core"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Exit, References } from "effect"
+import { Effect, Exit } from "effect"
 import { LockStoreSuite } from "../src/index.ts"
 import { brokenStores, layer } from "./support/brokenStores.ts"
 
@@ -23,7 +23,6 @@ describe("a store that", { concurrent: true }, () => {
             named(name).run.pipe(
               Effect.scoped,
               Effect.provide(subject),
-              Effect.provideService(References.MinimumLogLevel, "None"),
               Effect.exit,
               Effect.map(Exit.isSuccess)
             ),

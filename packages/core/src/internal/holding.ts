@@ -314,10 +314,13 @@ const awaitGrant = (
   })
 
   // A free key needs none of the above.
-  return Effect.flatMap(ask, (attempt) =>
-    attempt._tag === "Granted" && holding.lostFor === undefined && isFresh(attempt.grant.sentAt, attempt.grant.ttl)
-      ? Effect.succeed(attempt.grant)
-      : settle(attempt))
+  return Effect.flatMap(
+    ask,
+    (attempt) =>
+      attempt._tag === "Granted" && holding.lostFor === undefined && isFresh(attempt.grant.sentAt, attempt.grant.ttl)
+        ? Effect.succeed(attempt.grant)
+        : settle(attempt)
+  )
 }
 
 const counted = <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>

@@ -9,7 +9,7 @@ export const until = (condition: () => boolean): Effect.Effect<void> =>
       if (condition()) return
       yield* Effect.yieldNow
     }
-    assert.fail(`never came true: ${condition}`)
+    assert.fail(`never came true: ${String(condition)}`)
   })
 
 /**

@@ -84,9 +84,10 @@ export interface Settings {
   readonly voterTimeout: number
   readonly driftFactor: number
   readonly maxTtl: number
-  /** The longest ttl and the slack for clocks: how long a fence outlives a vote, and how long a voter without memory is out. */
+  /** The longest ttl and the slack for clocks: how long a fence outlives a vote. */
   readonly retention: number
-  readonly quarantine: boolean
+  /** How long a voter that may have forgotten votes gives none; 0: not at all. */
+  readonly quarantine: number
   /** Whether a voter without any mark counts as new. */
   readonly fresh: boolean
   /** What the inbox channels of waiting clients begin with; empty for none. */
@@ -177,8 +178,8 @@ export type Verdict =
     readonly _tag: "Lost"
     readonly ballot: Ballot
     /**
-     * `taken`: somebody else has a majority. `split`: perhaps nobody has. `unavailable`: too few voters answered.
-     * `slow`: won, but nothing was left of the ttl.
+     * `taken`: somebody else has a lease. `split`: perhaps nobody has, others are asking, too. `unavailable`: too few voters
+     * answered. `slow`: won, but nothing was left of the ttl.
      */
     readonly reason: "taken" | "split" | "unavailable" | "slow"
   }
@@ -299,7 +300,7 @@ const askForVote = (electorate: Electorate, ballot: Ballot, voter: Voter): Effec
         Math.max(floor, electorate.floor),
         metadata,
         settings.retention,
-        settings.quarantine ? settings.retention : 0,
+        settings.quarantine,
         settings.fresh ? 1 : 0,
         listenFor,
         since
@@ -327,6 +328,8 @@ const decide = (electorate: Electorate, ballot: Ballot): Effect.Effect<Verdict> 
     const reason = granted.size + holders.length < quorum
       ? "unavailable"
       : tally(holders).some(({ length }) => length >= quorum)
+      // A ballot lasts no longer than two polls: who has been voted for longer ago has a lease, as far as can be known.
+      || holders.every(({ heldFor }) => heldFor > 2 * settings.voterTimeout)
       ? "taken"
       : "split"
     return Effect.succeed({ _tag: "Lost", ballot, reason })

@@ -136,13 +136,12 @@ export const make = Effect.fnUntraced(function*(
 
   const dequeue = (entry: Entry): void => {
     const queue = queues.get(entry.key)
-    if (queue?.delete(entry.holderId) !== true) return
-    if (queue.size === 0) {
-      queues.delete(entry.key)
-      return
-    }
+    if (queue === undefined) return
+    const [first] = queue.values()
+    queue.delete(entry.holderId)
     const [next] = queue.values()
-    Deferred.doneUnsafe(next!.wake, Effect.void)
+    if (next === undefined) queues.delete(entry.key)
+    else if (first === entry) Deferred.doneUnsafe(next.wake, Effect.void)
   }
 
   const forget = (entry: Entry): void => {
@@ -180,7 +179,7 @@ export const make = Effect.fnUntraced(function*(
     })
   }
 
-  const cast = (request: LockStore.Request, entry: Entry, listenFor: number): Effect.Effect<ballots.Verdict> =>
+  const cast = (request: LockStore.Request, entry: Entry): Effect.Effect<ballots.Verdict> =>
     Effect.suspend(() => {
       entry.rounds++
       return ballots.cast(electorate, {
@@ -189,13 +188,13 @@ export const make = Effect.fnUntraced(function*(
         ttl: request.ttl,
         floor: request.floor,
         metadata: JSON.stringify(request.metadata),
-        listenFor: inbox === "" || !request.wait ? 0 : Math.ceil(listenFor),
+        listenFor: inbox === "" || !request.wait ? 0 : listenFor,
         since: Math.floor(entry.since.wall)
       })
     })
 
   const granted = (entry: Entry, ballot: ballots.Ballot): Effect.Effect<LockStore.Attempt> =>
-    Effect.suspend(() => {
+    Effect.suspend((): Effect.Effect<LockStore.Attempt> => {
       // Abandoned while it was asked for.
       if (entries.get(entry.holderId) !== entry) {
         return Effect.as(ballots.end(electorate, ballot), {
@@ -209,7 +208,7 @@ export const make = Effect.fnUntraced(function*(
       return Effect.succeed({ _tag: "Granted", grant })
     })
 
-  const remember = (entry: Entry, verdict: ballots.Verdict & { readonly _tag: "Lost" }): void => {
+  const remember = (entry: Entry, verdict: Lost): void => {
     if (verdict.reason !== "unavailable") entry.answeredAt = now()
     entry.standing = holdersIn(ballots.holdersOf(verdict.ballot.votes), 0)
   }
@@ -229,7 +228,7 @@ export const make = Effect.fnUntraced(function*(
     tries: number
   ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> =>
     Effect.flatMap(
-      cast(request, entry, 0),
+      cast(request, entry),
       (verdict): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
         if (verdict._tag === "Won") return granted(entry, verdict.ballot)
         remember(entry, verdict)
@@ -288,33 +287,39 @@ export const make = Effect.fnUntraced(function*(
         entry.turnUntil = turn.turnUntil + patience
         return Effect.succeed(queued(entry, turn.turnUntil))
       }
-      return Effect.flatMap(delayOf(entry), (delay) =>
-        Effect.flatMap(
-          cast(request, entry, (delay ?? 0) + 2 * patience),
-          (verdict): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
-            if (verdict._tag === "Won") return granted(entry, verdict.ballot)
-            remember(entry, verdict)
-            const { answeredAt } = entry
-            if (
-              verdict.reason === "unavailable" &&
-              (answeredAt === undefined || LockStore.elapsedUnsafe(answeredAt, clock) > settings.outageTolerance)
-            ) {
-              return Effect.fail(undecided("attempt", verdict.ballot.votes))
-            }
-            if (delay === undefined) {
-              const outcomes = ballots.describe(electorate, verdict.ballot.votes)
-              return Effect.fail(
-                verdict.reason === "slow"
-                  ? slow(request)
-                  : failure("attempt", "Refused", `not granted in ${entry.rounds} tries, and retry has no more: ${outcomes}`)
-              )
-            }
-            const lookAt = monotonic() + delay
-            entry.turnUntil = lookAt + patience
-            return Effect.succeed(queued(entry, lookAt))
-          }
-        ))
+      return Effect.flatMap(cast(request, entry), (verdict) =>
+        verdict._tag === "Won"
+          ? granted(entry, verdict.ballot)
+          : Effect.flatMap(delayOf(entry), (delay) => afterLoss(request, entry, verdict, delay, patience)))
     })
+
+  const afterLoss = (
+    request: LockStore.Request,
+    entry: Entry,
+    verdict: Lost,
+    delay: number | undefined,
+    patience: number
+  ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
+    remember(entry, verdict)
+    const { answeredAt } = entry
+    if (
+      verdict.reason === "unavailable" &&
+      (answeredAt === undefined || LockStore.elapsedUnsafe(answeredAt, clock) > settings.outageTolerance)
+    ) {
+      return Effect.fail(undecided("attempt", verdict.ballot.votes))
+    }
+    if (delay === undefined) {
+      const outcomes = ballots.describe(electorate, verdict.ballot.votes)
+      return Effect.fail(
+        verdict.reason === "slow"
+          ? slow(request)
+          : failure("attempt", "Refused", `not granted in ${entry.rounds} tries, and retry has no more: ${outcomes}`)
+      )
+    }
+    const lookAt = monotonic() + delay
+    entry.turnUntil = lookAt + patience
+    return Effect.succeed(queued(entry, lookAt))
+  }
 
   const again = (
     request: LockStore.Request,
@@ -362,9 +367,8 @@ export const make = Effect.fnUntraced(function*(
           Effect.sync(() => {
             entry.asking = undefined
             // A waiter that was interrupted keeps its place: it is abandoned, or asks again.
-            if (Exit.isSuccess(exit) ? exit.value._tag === "Refused" : !request.wait || !Exit.hasInterrupts(exit)) {
-              forget(entry)
-            }
+            const ends = Exit.isSuccess(exit) ? exit.value._tag === "Refused" : !request.wait || !Exit.hasInterrupts(exit)
+            if (ends && entry.lease === undefined) forget(entry)
             Deferred.doneUnsafe(asking, Effect.void)
           })
         )
@@ -419,7 +423,9 @@ export const make = Effect.fnUntraced(function*(
               return isConfirmed ? healOne(voter) : Effect.void
             }
           ),
-        (pending) => confirmed >= quorum || denied > voters.length - quorum || confirmed + pending < quorum
+        (pending) =>
+          confirmed >= quorum || denied > voters.length - quorum ||
+          (confirmed + pending < quorum && denied + pending <= voters.length - quorum)
       ).pipe(
         Effect.andThen(
           Effect.suspend((): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> => {
@@ -638,6 +644,11 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 })
+
+type Lost = Extract<ballots.Verdict, { readonly _tag: "Lost" }>
+
+// Who is told of a release and does not listen any more is struck off then.
+const listenFor = 60_000
 
 type InspectReply = readonly [
   by: ballots.HolderReply,

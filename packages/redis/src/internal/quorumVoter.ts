@@ -9,7 +9,7 @@ import * as Latch from "effect/Latch"
 import * as Scope from "effect/Scope"
 import type * as RedisClient from "../RedisClient.ts"
 import type { NoAnswer, Voter } from "./quorumBallot.ts"
-import { answerOf, isNoAnswer } from "./quorumBallot.ts"
+import { answerOf } from "./quorumBallot.ts"
 import * as scripts from "./quorumScripts.ts"
 
 /** @internal */

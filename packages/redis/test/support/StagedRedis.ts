@@ -27,6 +27,8 @@ export interface StagedRedis {
   readonly count: (name: string) => number
   /** Does something at a point, once. */
   readonly at: (point: Point, act: () => void) => void
+  /** Begins a new count of steps, a new trace, and plans nothing. */
+  readonly reset: () => void
   readonly hasActed: () => boolean
   /** Cuts the connection for commands; it is made anew. */
   readonly cut: () => void
@@ -152,6 +154,12 @@ export const make = Effect.fnUntraced(function*(target: {
     count: (name) => counts.get(name) ?? 0,
     at: (point, act) => {
       planned = { point, act }
+    },
+    reset: () => {
+      trace.length = 0
+      counts.clear()
+      planned = undefined
+      acted = false
     },
     hasActed: () => acted,
     cut: () => {

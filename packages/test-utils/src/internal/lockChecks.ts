@@ -193,11 +193,11 @@ export const lockChecks: ReadonlyArray<Check> = [
     Effect.gen(function*() {
       const [one, other] = yield* two
       const key = yield* freshKey
-      const ttl = yield* scaled(1500)
+      const ttl = yield* scaled(2000)
       yield* one.lock.withLock(
         Effect.gen(function*() {
           const [before] = (yield* other.store.inspect(key)).holders
-          yield* Effect.sleep(2.5 * ttl)
+          yield* Effect.sleep(2 * ttl)
           const [after] = (yield* other.store.inspect(key)).holders
           assert.strictEqual(after?.holderId, before!.holderId)
           assert.strictEqual(after?.token, before!.token)

@@ -1,5 +1,6 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { Sentinel, SentinelOptions, Server } from "../RedisServer.ts"
 import { make as makeServer } from "./redisServer.ts"
@@ -98,17 +99,21 @@ export const make = Effect.fnUntraced(function*(
     settled: Effect.asVoid(settled),
     failover: Effect.gen(function*() {
       const before = yield* settled
-      yield* until(
-        "a sentinel starts a failover",
-        Effect.gen(function*() {
-          const [answer] = yield* askAll(sentinels, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
-          if (answer === undefined) return yield* Effect.fail("no sentinel answers")
-          yield* answer.server.command("SENTINEL", "FAILOVER", name)
-        })
+      const successor = Effect.filterOrFail(
+        checkSettled,
+        (master) => master !== before,
+        () => `${before.port} still leads`
       )
+      // A Sentinel that finds no replica good enough gives it up again.
       return yield* until(
         "another server leads",
-        Effect.filterOrFail(checkSettled, (master) => master !== before, () => `${before.port} still leads`)
+        Effect.gen(function*() {
+          const [answer] = yield* askAll(sentinels, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
+          if (answer !== undefined) yield* Effect.ignore(answer.server.command("SENTINEL", "FAILOVER", name))
+          return yield* successor.pipe(
+            Effect.retry(Schedule.spaced("20 millis").pipe(Schedule.upTo({ duration: "6 seconds" })))
+          )
+        })
       )
     })
   }

@@ -207,6 +207,7 @@ const attempting: ReadonlyArray<Check> = [
       assert.strictEqual(yield* holder.release(forever), "Done")
       yield* holder.refused()
       assert.strictEqual(yield* holder.renew(forever), "NotHeld")
+      assert.strictEqual(yield* holder.release(), "NotHeld")
       const { holders, waiters } = yield* holder.inspect
       assert.strictEqual(holders.length, 1)
       assert.deepStrictEqual(waiters, [])
@@ -406,20 +407,22 @@ const abandoning: ReadonlyArray<Check> = [
       const key = yield* freshKey
       const holder = yield* contend(key)
       yield* holder.take()
-      const [first, second, third] = yield* Effect.forEach([0, 1, 0] as const, (client) => contend(key, { client }))
-      yield* first!.queue()
-      yield* second!.queue()
-      yield* third!.queue()
-      const before = yield* second!.abandon
+      const first = yield* contend(key)
+      const second = yield* contend(key, { client: 1 })
+      const third = yield* contend(key)
+      yield* first.queue()
+      yield* second.queue()
+      yield* third.queue()
+      const before = yield* second.abandon
       assert.strictEqual(before.position, 1)
       assert.strictEqual(before.queueLength, 3)
       assert.deepStrictEqual(idsOf(before.holders), [holder.id])
-      assert.deepStrictEqual(idsOf((yield* holder.inspect).waiters), [first!.id, third!.id])
+      assert.deepStrictEqual(idsOf((yield* holder.inspect).waiters), [first.id, third.id])
       yield* holder.leave
-      yield* first!.granted
-      yield* first!.leave
-      yield* third!.granted
-      assert.deepStrictEqual(idsOf((yield* holder.inspect).holders), [third!.id])
+      yield* first.granted
+      yield* first.leave
+      yield* third.granted
+      assert.deepStrictEqual(idsOf((yield* holder.inspect).holders), [third.id])
     }),
     ["fifo"]
   ),
@@ -622,7 +625,7 @@ const signalling: ReadonlyArray<Check> = [
     })
   ),
   check(
-    "queue: the waiter of a client that is gone does not block those behind it",
+    "queue: the waiters of a client that is gone do not block those behind them, one after another",
     Effect.gen(function*() {
       const { openClient } = yield* Subject
       const key = yield* freshKey
@@ -630,8 +633,8 @@ const signalling: ReadonlyArray<Check> = [
       yield* holder.take()
       const scope = yield* Scope.make()
       yield* Effect.addFinalizer((exit) => Scope.close(scope, exit))
-      const gone = yield* contend(key, { store: yield* Scope.provide(openClient!, scope) })
-      yield* gone.queue()
+      const store = yield* Scope.provide(openClient!, scope)
+      for (let i = 0; i < 8; i++) yield* (yield* contend(key, { store })).queue()
       const waiter = yield* contend(key, { client: 1 })
       yield* waiter.queue()
       yield* Scope.close(scope, Exit.void)
@@ -843,6 +846,17 @@ const inspecting: ReadonlyArray<Check> = [
       assert.isAtLeast(info!.heldFor, atLeast(50, holder))
       assert.isAbove(info!.timeLeft, 0)
       assert.isAtMost(info!.timeLeft, 60_001)
+    })
+  ),
+  check(
+    "inspect: does not show who ran out of time",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const ttl = yield* scaled(200)
+      const holder = yield* contend(key)
+      yield* holder.take({ ttl })
+      yield* sleepOut(ttl)
+      assert.deepStrictEqual(yield* holder.inspect, { key, holders: [], waiters: [] })
     })
   ),
   check(

@@ -55,10 +55,16 @@ const inBackground = (effect: Effect.Effect<unknown, unknown>) => Effect.forkDet
 
 /** Verbs of whoever holds the key, where they should be of one lease. */
 const ofAnyHolder = (store: Store, key: string, run: (lease: LockStore.Held) => ReturnType<Store["release"]>) =>
-  Effect.flatMap(store.inspect(key), ({ holders: [holder] }) =>
-    holder === undefined ? Effect.succeed<LockStore.Confirmation>("NotHeld") : run({ key, ...holder }))
+  Effect.flatMap(
+    store.inspect(key),
+    ({ holders: [holder] }) =>
+      holder === undefined ? Effect.succeed<LockStore.Confirmation>("NotHeld") : run({ key, ...holder })
+  )
 
-const abandonOnly = (store: Store, which: (standing: LockStore.Standing, holderId: string) => boolean): Partial<Store> => ({
+const abandonOnly = (
+  store: Store,
+  which: (standing: LockStore.Standing, holderId: string) => boolean
+): Partial<Store> => ({
   abandon: (key, holderId) =>
     Effect.flatMap(store.inspect(key), ({ holders, waiters }) => {
       const position = waiters.findIndex((waiter) => waiter.holderId === holderId)
@@ -105,10 +111,13 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
     ],
     change: (store) => ({
       attempt: (request) =>
-        Effect.map(store.attempt({ ...request, wait: false }), (answer): LockStore.Attempt =>
-          answer._tag === "Refused" && request.wait
-            ? { ...answer, _tag: "Queued", signal: Effect.as(Effect.sleep(5), { _tag: "LookAgain" }) }
-            : answer)
+        Effect.map(
+          store.attempt({ ...request, wait: false }),
+          (answer): LockStore.Attempt =>
+            answer._tag === "Refused" && request.wait
+              ? { ...answer, _tag: "Queued", signal: Effect.as(Effect.sleep(5), { _tag: "LookAgain" }) }
+              : answer
+        )
     })
   },
   {
@@ -279,13 +288,16 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
     ],
     change: (store) => ({
       renew: (lease, ttl) =>
-        Effect.flatMap(store.renew(lease, ttl), (answer) =>
-          answer === "NotHeld" ? Effect.succeed(answer) : store.abandon(lease.key, lease.holderId).pipe(
-            Effect.andThen(
-              store.attempt({ ...lease, ttl, permits: 1, limit: 1, wait: false, floor: 0, metadata: {} })
-            ),
-            Effect.as(answer)
-          ))
+        Effect.flatMap(
+          store.renew(lease, ttl),
+          (answer) =>
+            answer === "NotHeld" ? Effect.succeed(answer) : store.abandon(lease.key, lease.holderId).pipe(
+              Effect.andThen(
+                store.attempt({ ...lease, ttl, permits: 1, limit: 1, wait: false, floor: 0, metadata: {} })
+              ),
+              Effect.as(answer)
+            )
+        )
     })
   },
   {
@@ -300,13 +312,18 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
           const mark = (last.get(holderId) ?? 0) + 1
           last.set(holderId, mark)
           return inBackground(
-            Effect.delay(Effect.suspend(() => last.get(holderId) === mark ? store.abandon(key, holderId) : Effect.void), ttl)
+            Effect.delay(
+              Effect.suspend(() => last.get(holderId) === mark ? store.abandon(key, holderId) : Effect.void),
+              ttl
+            )
           )
         })
       return {
         attempt: (request) =>
-          Effect.tap(store.attempt(request), ({ _tag }) =>
-            _tag === "Granted" ? endAfter(request.key, request.holderId, request.ttl) : Effect.void),
+          Effect.tap(
+            store.attempt(request),
+            ({ _tag }) => _tag === "Granted" ? endAfter(request.key, request.holderId, request.ttl) : Effect.void
+          ),
         renew: (lease, ttl) => Effect.tap(store.renew(lease, ttl), () => endAfter(lease.key, lease.holderId, ttl))
       }
     }
@@ -352,8 +369,11 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
     ],
     change: (store) => ({
       release: (lease, keepFor) =>
-        ofAnyHolder(store, lease.key, (holder) =>
-          store.release(holder.holderId === lease.holderId ? holder : lease, keepFor))
+        ofAnyHolder(
+          store,
+          lease.key,
+          (holder) => store.release(holder.holderId === lease.holderId ? holder : lease, keepFor)
+        )
     })
   },
   {
@@ -424,11 +444,9 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
     name: "abandons no holder",
     caughtBy: [
       "abandon: ends a lease",
-      "signal: granted when the holder is abandoned",
-      "Lock: maxHold interrupts the body, and lets the next one in"
+      "signal: granted when the holder is abandoned"
     ],
-    change: (store) =>
-      abandonOnly(store, ({ holders }, id) => holders.every(({ holderId }) => holderId !== id))
+    change: (store) => abandonOnly(store, ({ holders }, id) => holders.every(({ holderId }) => holderId !== id))
   },
   {
     name: "abandons the holder on behalf of a stranger",
@@ -437,8 +455,11 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
     ],
     change: (store) => ({
       abandon: (key, holderId) =>
-        Effect.tap(store.abandon(key, holderId), ({ holders: [holder], position }) =>
-          position === -1 && holder !== undefined ? store.abandon(key, holder.holderId) : Effect.void)
+        Effect.tap(
+          store.abandon(key, holderId),
+          ({ holders: [holder], position }) =>
+            position === -1 && holder !== undefined ? store.abandon(key, holder.holderId) : Effect.void
+        )
     })
   },
   {
@@ -455,7 +476,8 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
     name: "tells nobody",
     caughtBy: [
       "signal: granted when the holder releases, for as long as it says, with a token that works",
-      "signal: kept for a waiter that listens late"
+      "signal: kept for a waiter that listens late",
+      "Lock: maxHold interrupts the body, and lets the next one in"
     ],
     change: (store) => ({
       attempt: (request) =>
@@ -482,6 +504,7 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
   {
     name: "never expires",
     caughtBy: [
+      "inspect: does not show who ran out of time",
       "signal: granted when a holder that never renews runs out of time, and not before",
       "token: strictly greater from grant to grant, however the one before ended"
     ],
@@ -559,7 +582,8 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
       "inspect: shows holders, whatever they say of themselves"
     ],
     change: (store) => ({
-      inspect: (key) => Effect.map(store.inspect(key), (state) => mapHolders(state, (holder) => ({ ...holder, heldFor: 0 })))
+      inspect: (key) =>
+        Effect.map(store.inspect(key), (state) => mapHolders(state, (holder) => ({ ...holder, heldFor: 0 })))
     })
   },
   {
@@ -606,7 +630,7 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
   },
   {
     name: "keeps the waiters of clients that are gone",
-    caughtBy: ["queue: the waiter of a client that is gone does not block those behind it"],
+    caughtBy: ["queue: the waiters of a client that is gone do not block those behind them, one after another"],
     change: () => ({})
   }
 ]

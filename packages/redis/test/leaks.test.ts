@@ -1,0 +1,300 @@
+import { LockMetrics } from "@effect-lock/core"
+import { RedisServer } from "@effect-lock/test-utils"
+import { assert, describe, it } from "@effect/vitest"
+import { Effect, Layer, Metric } from "effect"
+import { Redis } from "ioredis"
+import * as Fs from "node:fs"
+import { RedisLockStore } from "../src/index.ts"
+import { build, connect, connections, hold, keysOf, leftovers, queued, until } from "./support/client.ts"
+import { quietly, uncounted, withFiberCount, withMetrics } from "./support/observe.ts"
+
+/** What the process has open, by kind: sockets, timers, and so on. */
+const resources = (kind: RegExp) =>
+  Effect.sync(() => process.getActiveResourcesInfo().filter((resource) => kind.test(resource)).length)
+
+const sockets = resources(/^TCP/)
+
+const timers = resources(/^Timeout$/)
+
+const openFiles = Effect.sync(() => Fs.readdirSync("/proc/self/fd").length)
+
+const borrow = (server: RedisServer.Server) =>
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      const redis = new Redis({ host: server.host, port: server.port, connectionName: "borrowed", lazyConnect: true })
+      redis.on("error", () => {})
+      await redis.connect()
+      return redis
+    }),
+    (redis) => Effect.sync(() => redis.disconnect())
+  )
+
+const listeners = (redis: Redis) =>
+  redis.eventNames().map((name) => `${String(name)}: ${redis.listenerCount(name)}`).toSorted()
+
+/** The same numbers for the same seed. */
+const random = (seed: number) => () => {
+  seed = (seed + 0x6D2B79F5) | 0
+  let t = Math.imul(seed ^ (seed >>> 15), 1 | seed)
+  t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
+  return ((t ^ (t >>> 14)) >>> 0) / 4294967296
+}
+
+describe("leaks", () => {
+  it.live("G11: thousands of locks, interrupted and timed out at random, leave neither sockets, fibers, listeners nor keys", () =>
+    withFiberCount((fibers) =>
+      Effect.gen(function*() {
+        const server = yield* RedisServer.make()
+        const borrowed = yield* borrow(server)
+        // Short offers, for a hand-over may meet one who is just leaving.
+        const options = { heartbeat: 200 }
+        const clients = [
+          yield* connect(server, { store: options }),
+          yield* build(RedisLockStore.layerClient(borrowed, options)),
+          yield* connect(server, { store: { ...options, push: false, pollInterval: 20 } })
+        ]
+        const keys = ["a", "b", "c"]
+        const seed = 20261120
+        let entered = 0
+        let outcomes = 0
+
+        const churn = (fiber: number, cycles: number) => {
+          const next = random(seed + fiber)
+          const pick = <A>(items: ReadonlyArray<A>): A => items[Math.floor(next() * items.length)]!
+          const work = Effect.gen(function*() {
+            entered++
+            const turns = Math.floor(next() * 4)
+            for (let i = 0; i < turns; i++) yield* Effect.yieldNow
+            if (next() < 0.1) return yield* Effect.fail("failed")
+          })
+          const cycle = Effect.suspend(() => {
+            const { lock } = pick(clients)
+            const key = pick(keys)
+            const kind = next()
+            const locked: Effect.Effect<unknown, unknown> = kind < 0.5
+              ? lock.withLock(work, key)
+              : kind < 0.7
+              ? lock.withLock(work, key, { waitTimeout: Math.floor(next() * 5) })
+              : kind < 0.85
+              ? Effect.scoped(Effect.flatMap(lock.acquire(key), (lease) => lease.protect(work)))
+              : lock.withLockIfAvailable(work, key)
+            return next() < 0.5 ? locked : Effect.timeout(locked, next() * 4)
+          })
+          return Effect.exit(cycle).pipe(
+            Effect.tap(() => Effect.sync(() => outcomes++)),
+            Effect.repeat({ times: cycles - 1 })
+          )
+        }
+        const run = (fiberCount: number, cycles: number) =>
+          Effect.forEach(Array.from({ length: fiberCount }, (_, i) => i), (fiber) => churn(fiber, cycles), {
+            concurrency: "unbounded",
+            discard: true
+          })
+        const census = Effect.gen(function*() {
+          return {
+            connections: yield* connections(server),
+            files: yield* openFiles,
+            sockets: yield* sockets,
+            fibers: yield* fibers.count,
+            listeners: listeners(borrowed)
+          }
+        })
+        const settled = until(
+          Effect.gen(function*() {
+            const waiting = yield* Metric.value(LockMetrics.waiting)
+            const held = yield* Metric.value(LockMetrics.held)
+            return waiting.value === 0 && held.value === 0
+          }),
+          "nobody waits or holds"
+        )
+
+        yield* run(20, 5)
+        yield* settled
+        // The watcher over leases falls asleep a moment after the last one.
+        yield* Effect.sleep(1500)
+        const before = yield* census
+        yield* run(30, 120)
+        yield* settled
+        assert.strictEqual(outcomes, 100 + 30 * 120)
+        assert.isAbove(entered, 1000)
+        yield* until(Effect.map(fibers.count, (count) => count <= before.fibers), "the fibers are back to where they began")
+        const after = yield* census
+        assert.deepStrictEqual(after, before)
+        for (const key of keys) assert.deepStrictEqual(yield* leftovers(server, key), [], key)
+        for (const key of keys) yield* clients[0]!.lock.withLock(Effect.void, key, { waitTimeout: "1 second" })
+      })
+    ).pipe(withMetrics, quietly))
+
+  it.live("G11: closing the layer closes both connections, and only those that are its own", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const borrowed = yield* borrow(server)
+      const before = { sockets: yield* sockets, files: yield* openFiles, listeners: listeners(borrowed) }
+      const own = yield* connect(server)
+      const other = yield* build(RedisLockStore.layerClient(borrowed))
+      for (const { lock } of [own, other]) yield* lock.withLock(Effect.void, "k")
+      assert.deepStrictEqual(yield* connections(server), [
+        "effect-lock",
+        "effect-lock-subscriber",
+        "effect-lock-subscriber"
+      ])
+      yield* own.close
+      yield* until(
+        Effect.map(connections(server), (names) => names.join() === "effect-lock-subscriber"),
+        "only the other's subscriber is left"
+      )
+      yield* other.close
+      yield* until(Effect.map(connections(server), ({ length }) => length === 0), "no connection is left")
+      assert.strictEqual(yield* Effect.promise(() => borrowed.ping()), "PONG")
+      yield* until(Effect.map(sockets, (count) => count === before.sockets), "no socket is left")
+      assert.deepStrictEqual(listeners(borrowed), before.listeners)
+      yield* until(Effect.map(openFiles, (count) => count === before.files), "no file descriptor is left")
+    }))
+
+  for (const state of ["frozen", "gone"] as const) {
+    it.live(`G11: closing the layer leaves no socket and no timer when the server is ${state}, and does not wait for it`, () =>
+      withFiberCount((fibers) =>
+        Effect.gen(function*() {
+          const server = yield* uncounted(RedisServer.make())
+          const before = { sockets: yield* sockets, timers: yield* timers, fibers: yield* fibers.count }
+          const client = yield* connect(server, { lock: { releaseTimeout: 300 }, store: { heartbeat: 100 } })
+          const owner = yield* hold(client, "k")
+          yield* owner.entered
+          const waiter = yield* hold(client, "k")
+          yield* queued(client, "k", 1)
+          yield* state === "frozen" ? server.pause : server.kill
+          // Long enough that a time-out or a reconnect is under way.
+          yield* Effect.sleep(300)
+          const started = performance.now()
+          yield* client.close
+          // Bounded by twice releaseTimeout, plus what a loaded machine adds.
+          assert.isBelow(performance.now() - started, 600 + 5000)
+          for (const { exit } of [owner, waiter]) yield* exit
+          // The admin connection of the server died with it.
+          const most = before.sockets
+          yield* until(Effect.map(sockets, (count) => count <= most), "no socket is left")
+          yield* until(Effect.map(timers, (count) => count <= before.timers + 1), "no timer is left")
+          yield* until(Effect.map(fibers.count, (count) => count === before.fibers), "no fiber is left")
+          if (state === "frozen") {
+            yield* server.resume
+            yield* until(Effect.map(connections(server), ({ length }) => length === 0), "no connection is left")
+          }
+        })
+      ).pipe(quietly))
+  }
+
+  it.live("G11: a layer that could not be built leaves no socket, no timer and no fiber", () =>
+    withFiberCount((fibers) =>
+      Effect.gen(function*() {
+        const server = yield* RedisServer.make()
+        const before = { sockets: yield* sockets, timers: yield* timers, fibers: yield* fibers.count }
+        const url = `redis://127.0.0.1:${yield* RedisServer.freePort}`
+        yield* Effect.flip(Effect.scoped(Layer.build(RedisLockStore.layer({ url }))))
+        yield* server.pause
+        yield* Effect.flip(Effect.scoped(Layer.build(RedisLockStore.layer({ url: server.url, commandTimeout: 100 }))))
+        yield* server.resume
+        yield* until(Effect.map(sockets, (count) => count === before.sockets), "no socket is left")
+        yield* until(Effect.map(timers, (count) => count <= before.timers + 1), "no timer is left")
+        yield* until(Effect.map(fibers.count, (count) => count === before.fibers), "no fiber is left")
+      })
+    ).pipe(quietly))
+})
+
+describe("keys", () => {
+  // Atomic, so that no key can come or go between the question which there are and how long they live.
+  const lifetimes = `
+    local found = {}
+    for _, key in ipairs(redis.call('KEYS', '*')) do found[#found + 1] = { key, redis.call('PTTL', key) } end
+    return found
+  `
+
+  it.live("G11: every key on the server has an expiry, at any moment of a mixed workload and after it", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const clients = [
+        yield* connect(server, { store: { heartbeat: 50 } }),
+        yield* connect(server, { store: { heartbeat: 50 } })
+      ]
+      const ttl = 10_000
+      const kinds = new Set<string>()
+      let samples = 0
+      const sample = Effect.gen(function*() {
+        const found = (yield* server.command("EVAL", lifetimes, 0)) as Array<[key: string, left: number]>
+        for (const [key, left] of found) {
+          assert.isAbove(left, 0, `${key} never expires`)
+          assert.isAtMost(left, ttl + 60_000 + 1, key)
+          kinds.add(key.replace(/^effect-lock:\{.*\}/, ""))
+        }
+        samples++
+      })
+      const next = random(7)
+      const workload = Effect.suspend(() => {
+        const { lock } = clients[Math.floor(next() * 2)]!
+        const key = `key ${Math.floor(next() * 5)}`
+        const locked = lock.withLock(Effect.sleep(next() * 5), key, {
+          ttl,
+          waitTimeout: next() * 20,
+          minHold: next() < 0.2 ? 5 : 0,
+          renewEvery: 2
+        })
+        return Effect.exit(next() < 0.3 ? Effect.timeout(locked, next() * 5) : locked)
+      })
+      const workers = yield* Effect.forEach(
+        Array.from({ length: 12 }),
+        () => Effect.forkChild(Effect.repeat(workload, { times: 60 }))
+      )
+      yield* sample.pipe(Effect.repeat({ until: () => workers.every((worker) => worker.pollUnsafe() !== undefined) }))
+      assert.isAbove(samples, 50)
+      assert.deepStrictEqual([...kinds].toSorted(), ["", ":clients", ":queue", ":waiters"])
+      yield* sample
+      for (const client of clients) yield* client.close
+      yield* sample
+    }).pipe(quietly))
+
+  it.live("G11: an administrator's PERSIST is undone by the next grant, and a key of his own is an error, not a crash", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { lock } = yield* connect(server)
+      yield* lock.withLock(Effect.void, "k")
+      yield* server.command("PERSIST", keysOf("k")[0]!)
+      yield* lock.withLock(Effect.void, "k")
+      assert.isAbove((yield* server.command("PTTL", keysOf("k")[0]!)) as number, 0)
+      yield* server.command("SET", keysOf("k")[1]!, "not a queue")
+      assert.strictEqual((yield* Effect.flip(lock.withLock(Effect.void, "k")))._tag, "LockStoreError")
+    }).pipe(quietly))
+
+  it.live("all keys of a lock share a hash slot, and no two locks share a key, whatever they are called", () =>
+    Effect.gen(function*() {
+      // The server itself refuses a script whose keys are of different slots.
+      const server = yield* RedisServer.make({ config: ["cluster-enabled yes"] })
+      yield* server.command("CLUSTER", "ADDSLOTS", ...Array.from({ length: 16384 }, (_, slot) => slot))
+      yield* until(
+        Effect.map(server.command("CLUSTER", "INFO"), (info) => String(info).includes("cluster_state:ok")),
+        "the cluster is up"
+      )
+      const { lock, store } = yield* connect(server)
+      const keys = [
+        ..."{}%:* \n\0\u00e9\u65e5",
+        ..."{}|}{|{{|}}|a{b}c|a}b|a%7Db|a%257Db|%7D|k:queue|k}:queue|k}:waiters|x y|\u{1F512}".split("|"),
+        "k",
+        "x".repeat(1024)
+      ]
+      assert.strictEqual(new Set(keys).size, keys.length)
+      // All at the same time, so that a key that two share would never be granted twice.
+      const holds = yield* Effect.forEach(keys, (key) => hold({ lock }, key))
+      for (const { entered } of holds) yield* entered
+      const waiters = yield* Effect.forEach(keys, (key) => hold({ lock }, key))
+      for (const key of keys) yield* queued({ store }, key, 1)
+      const slots = new Map<string, Set<unknown>>()
+      for (const found of yield* server.keys("*")) {
+        const tag = /^effect-lock:\{([^}]*)\}(:queue|:waiters|:clients)?$/s.exec(found)?.[1]
+        assert.isDefined(tag, found)
+        const ofTag = slots.get(tag!) ?? new Set()
+        slots.set(tag!, ofTag.add(yield* server.command("CLUSTER", "KEYSLOT", found)))
+      }
+      assert.strictEqual(slots.size, keys.length)
+      assert.isTrue([...slots.values()].every((ofTag) => ofTag.size === 1))
+      for (const { leave } of holds) yield* leave
+      for (const { entered, leave } of waiters) yield* Effect.andThen(entered, leave)
+    }))
+})

@@ -1,0 +1,570 @@
+import { type LockError, LockStore } from "@effect-lock/core"
+import { FaultProxy, LockHistory, RedisServer } from "@effect-lock/test-utils"
+import { assert, describe, it } from "@effect/vitest"
+import { Clock, Duration, Effect, Exit, Fiber, FiberSet, Layer, Option, Random, Schedule } from "effect"
+import { Redis } from "ioredis"
+import { QuorumLockStore, RedisClient } from "../src/index.ts"
+import * as ballots from "../src/internal/quorumBallot.ts"
+import { build, hold, until } from "./support/client.ts"
+import { quietly, withLog } from "./support/observe.ts"
+import * as quorum from "./support/quorum.ts"
+
+const timeout = 60_000
+
+const test = <A, E>(name: string, body: Effect.Effect<A, E, import("effect").Scope.Scope>) =>
+  it.live(name, () => quietly(Effect.scoped(body)), timeout)
+
+const storeError = (exit: Exit.Exit<unknown, unknown>): LockError.LockStoreError => {
+  const error = Option.getOrUndefined(Exit.findErrorOption(exit)) as LockError.LockStoreError | undefined
+  assert.strictEqual(error?._tag, "LockStoreError", String(exit))
+  return error!
+}
+
+const request = (key: string, holderId: string, change: Partial<LockStore.Request> = {}): LockStore.Request => ({
+  key,
+  holderId,
+  ttl: 30_000,
+  permits: 1,
+  limit: 1,
+  wait: false,
+  floor: 0,
+  metadata: {},
+  ...change
+})
+
+describe("quorum: locks", { concurrent: true }, () => {
+  test(
+    "acquires at every voter, renews at every voter, and leaves only a fence that expires",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const client = yield* connect({ lock: { ttl: 1500 } })
+      const holder = yield* hold(client, "k")
+      yield* holder.entered
+      yield* quorum.untilVotes(places, "k", 3)
+      const before = yield* client.store.inspect("k")
+      yield* Effect.sleep(2500)
+      assert.strictEqual(yield* quorum.votes(places, "k"), 3)
+      const after = yield* client.store.inspect("k")
+      assert.strictEqual(after.holders[0]!.token, before.holders[0]!.token)
+      assert.isAbove(after.holders[0]!.heldFor, 2000)
+      yield* holder.leave
+      yield* quorum.untilVotes(places, "k", 0)
+      for (const { server } of places) {
+        for (const key of yield* server.keys("*")) {
+          assert.isAbove((yield* server.command("PTTL", key)) as number, 0, `expiry of ${key}`)
+        }
+        assert.deepStrictEqual(yield* server.command("HKEYS", "effect-lock:quorum:k"), ["c"])
+      }
+    })
+  )
+
+  test(
+    "a release wakes the waiter by a push: it does not wait for its retry",
+    Effect.gen(function*() {
+      const { connect } = yield* quorum.start(3)
+      const store = { retry: Schedule.spaced("1 minute") }
+      const [one, other] = [yield* connect({ store }), yield* connect({ store })]
+      for (let i = 0; i < 5; i++) {
+        const holder = yield* hold(one, "k")
+        yield* holder.entered
+        const waiter = yield* hold(other, "k")
+        yield* until(Effect.map(one.store.inspect("k"), ({ waiters }) => waiters.length === 1), "the waiter is known")
+        yield* holder.leave
+        yield* waiter.entered.pipe(Effect.timeout("10 seconds"))
+        yield* waiter.leave
+      }
+    })
+  )
+
+  test(
+    "waiters of one client cost one round per retry, and one subscriber per voter",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const one = yield* connect()
+      const other = yield* connect({ store: { retry: Schedule.spaced("200 millis") } })
+      const holder = yield* hold(one, "k")
+      yield* holder.entered
+      const waiters = yield* Effect.forEach(Array.from({ length: 50 }), () => hold(other, "k"))
+      yield* until(Effect.map(other.store.inspect("k"), ({ waiters }) => waiters.length === 50), "all wait")
+      const recording = yield* places[0]!.server.monitor
+      yield* Effect.sleep(2000)
+      const sent = (yield* recording.all).filter(({ command, source }) => source !== "lua" && /evalsha/i.test(command[0]!))
+      assert.isAbove(sent.length, 2)
+      assert.isBelow(sent.length, 2 * 2000 / 200 + 10, "a request and its roll-back at most for each retry")
+      const names = (yield* places[0]!.server.clients).map((client) => client.get("name"))
+      assert.strictEqual(names.filter((name) => name === "effect-lock-subscriber").length, 2)
+      yield* holder.leave
+      yield* Effect.forEach(waiters, (waiter) => Effect.andThen(waiter.entered, waiter.leave), {
+        concurrency: "unbounded",
+        discard: true
+      })
+    })
+  )
+
+  test(
+    "a retry schedule that ends makes the acquisition fail, with who was in the way at each voter",
+    Effect.gen(function*() {
+      const { connect } = yield* quorum.start(3)
+      const one = yield* connect()
+      const other = yield* connect({ store: { retry: Schedule.max([Schedule.spaced(10), Schedule.recurs(2)]) } })
+      const holder = yield* hold(one, "k")
+      yield* holder.entered
+      const error = storeError(yield* Effect.exit(other.lock.withLock(Effect.void, "k")))
+      assert.strictEqual(error.reason, "Refused")
+      assert.match(error.detail!, /not granted in 3 tries, and retry has no more: .*held by/)
+      yield* holder.leave
+    })
+  )
+
+  test(
+    "refuses permits, and a ttl above maxTtl, with a clear text",
+    Effect.gen(function*() {
+      const { connect } = yield* quorum.start(3)
+      const { lock, store } = yield* connect({ store: { maxTtl: "10 seconds" } })
+      const permits = storeError(yield* Effect.exit(store.attempt(request("k", "h", { limit: 2 }))))
+      assert.strictEqual(permits.reason, "Refused")
+      assert.match(permits.message, /1 of 2 permits: votes of a majority make a mutex/)
+      const long = storeError(yield* Effect.exit(lock.withLock(Effect.void, "k", { ttl: "11 seconds" })))
+      assert.match(long.message, /ttl of 11000 ms is above maxTtl of 10000 ms/)
+      const extended = storeError(
+        yield* Effect.exit(Effect.scoped(Effect.flatMap(lock.acquire("k", { ttl: 5000 }), (lease) => lease.extend(20_000))))
+      )
+      assert.strictEqual(extended.operation, "renew")
+    })
+  )
+
+  test(
+    "votes that arrive when nothing is left of the ttl are given back",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const { lock, store } = yield* connect({ store: { voterTimeout: "5 seconds" } })
+      yield* lock.withLock(Effect.void, "warm")
+      for (const { proxy } of places) yield* proxy.latency(150)
+      const error = storeError(yield* Effect.exit(store.attempt(request("k", "h", { ttl: 200 }))))
+      assert.match(error.detail!, /took longer than its ttl of 200 ms/)
+      for (const { proxy } of places) yield* proxy.latency(0)
+      yield* quorum.untilVotes(places, "k", 0)
+    })
+  )
+
+  test(
+    "an own vote that could not be taken back does not block the next round",
+    Effect.gen(function*() {
+      const { places } = yield* quorum.start(3)
+      const clock = yield* Clock.clockWith(Effect.succeed)
+      const background = yield* FiberSet.make<unknown, unknown>()
+      const blocked = new Set<string>()
+      const voters = yield* Effect.forEach(places, ({ name, server }) =>
+        Effect.map(RedisClient.make(server.url, {}, 5000), (client): ballots.Voter => ({
+          name,
+          keyOf: (key) => key,
+          mark: undefined,
+          run: (script, keys, args) => {
+            if (script.name === "release") return Effect.never
+            return blocked.has(name)
+              ? Effect.fail(
+                new (class extends Error {})() as never
+              )
+              : client.run(script, keys, args)
+          },
+          trouble: undefined,
+          recovered: Effect.void,
+          suspect: () => {}
+        })))
+      const electorate: ballots.Electorate = {
+        clientId: "c",
+        voters,
+        settings: {
+          voterTimeout: 200,
+          driftFactor: 0.01,
+          maxTtl: 60_000,
+          retention: 65_000,
+          quarantine: 0,
+          fresh: true,
+          inbox: ""
+        },
+        rules: { writeBack: true },
+        clock,
+        background,
+        rounds: 0,
+        floor: 0
+      }
+      const wish = { key: "k", holderId: "h", ttl: 30_000, floor: 0, metadata: "{}", listenFor: 0, since: 0 }
+      // One voter is down, one has voted for somebody else: our one vote is not enough, and stays.
+      blocked.add("c")
+      yield* places[1]!.server.command("HSET", "k", "n", "x-1", "k", "1", "t", "0", "u", "9000000000000", "s", "1", "i", "x", "m", "{}")
+      for (let i = 0; i < 3; i++) {
+        const lost = yield* ballots.cast(electorate, wish)
+        assert.strictEqual(lost._tag, "Lost")
+        assert.strictEqual(lost.ballot.votes.get(voters[0]!)?._tag, "Granted")
+      }
+      assert.strictEqual(yield* places[0]!.server.command("HGET", "k", "n"), "c-3")
+      yield* places[1]!.server.command("DEL", "k")
+      const won = yield* ballots.cast(electorate, wish)
+      assert.strictEqual(won._tag, "Won")
+    })
+  )
+
+  test(
+    "interrupted at any moment, leaves no vote with any voter",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const clients = [yield* connect(), yield* connect(), yield* connect()]
+      const keys = ["x", "y"]
+      for (const { proxy } of places) yield* proxy.latency(1)
+      yield* Effect.forEach(
+        Array.from({ length: 300 }, (_, i) => i),
+        (i) =>
+          Effect.gen(function*() {
+            const fiber = yield* Effect.forkChild(
+              clients[i % 3]!.lock.withLock(Effect.sleep(3), keys[i % 2]!)
+            )
+            yield* Effect.sleep((yield* Random.next) * 30)
+            yield* Fiber.interrupt(fiber)
+          }),
+        { concurrency: 12, discard: true }
+      )
+      for (const key of keys) yield* quorum.untilVotes(places, key, 0)
+      for (const key of keys) {
+        assert.deepStrictEqual(yield* clients[0]!.store.inspect(key), { key, holders: [], waiters: [] })
+        yield* clients[1]!.lock.withLock(Effect.void, key)
+      }
+    })
+  )
+
+  test(
+    "closing the layer closes every connection and leaves no vote",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const client = yield* connect()
+      const holder = yield* hold(client, "k")
+      yield* holder.entered
+      yield* client.close
+      yield* quorum.untilVotes(places, "k", 0)
+      for (const { server } of places) {
+        yield* until(
+          Effect.map(server.clients, (clients) => clients.every((it) => it.get("name") === "effect-lock-admin")),
+          "no connection of ours is left"
+        )
+      }
+    })
+  )
+
+  test(
+    "borrowed clients are used and stay open",
+    Effect.gen(function*() {
+      const { places } = yield* quorum.start(3)
+      const clients = yield* Effect.forEach(places, ({ server }) =>
+        Effect.acquireRelease(
+          Effect.sync(() => new Redis(server.url)),
+          (redis) => Effect.promise(() => redis.quit())
+        ))
+      const { close, lock } = yield* build(QuorumLockStore.layer({ voters: clients.map((client) => ({ client })) }))
+      yield* lock.withLock(Effect.void, "k")
+      yield* close
+      for (const client of clients) assert.strictEqual(yield* Effect.promise(() => client.ping()), "PONG")
+    })
+  )
+
+  test(
+    "starts with a minority missing, and takes it in when it comes",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      yield* places[0]!.server.kill
+      const client = yield* connect({ store: { quarantine: false } })
+      yield* client.lock.withLock(Effect.void, "k")
+      yield* places[0]!.server.restart
+      yield* until(
+        Effect.gen(function*() {
+          const holder = yield* hold(client, "k")
+          yield* holder.entered
+          const votes = yield* quorum.votes(places, "k")
+          yield* holder.leave
+          return votes === 3
+        }).pipe(Effect.scoped),
+        "all three vote"
+      )
+    })
+  )
+
+  test(
+    "does not start without a majority, and tells of each voter why",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      yield* places[0]!.server.kill
+      yield* places[1]!.server.pause
+      const error = storeError(yield* Effect.exit(connect()))
+      assert.strictEqual(error.operation, "startup")
+      assert.match(error.detail!, /a: unreachable \(.*\); b: timeout \(.*\); c: connected/)
+      yield* places[1]!.server.resume
+    })
+  )
+
+  test(
+    "takes no server for two voters, under whatever name",
+    Effect.gen(function*() {
+      const { places } = yield* quorum.start(1)
+      const [{ proxy, server }] = places as [quorum.Place]
+      const twice = yield* Effect.exit(build(QuorumLockStore.layer({ voters: [{ url: server.url }, { url: server.url }] })))
+      assert.strictEqual(Exit.isFailure(twice), true)
+      const third = yield* FaultProxy.make(server)
+      const error = storeError(
+        yield* Effect.exit(
+          build(QuorumLockStore.layer({ voters: [{ url: server.url }, { url: proxy.url }, { url: third.url }] }))
+        )
+      )
+      assert.match(error.detail!, /refused \(the same server as voter/)
+    })
+  )
+
+  test(
+    "an unusable option fails the layer before anything is sent",
+    Effect.gen(function*() {
+      for (
+        const options of [
+          { voters: [] },
+          { voters: [{ name: "a" }, { name: "a" }] },
+          { voters: [{}], voterTimeout: 0 },
+          { voters: [{}], driftFactor: 0.5 },
+          { voters: [{}], maxTtl: "nonsense" as Duration.Input },
+          { voters: [{}], keyPrefix: "" }
+        ]
+      ) {
+        const exit = yield* Effect.exit(Effect.scoped(Layer.build(QuorumLockStore.layer(options))))
+        const error = Option.getOrUndefined(Exit.findErrorOption(exit))
+        assert.strictEqual(error?._tag, "LockInvalid")
+      }
+      const exit = yield* Effect.exit(Effect.scoped(Layer.build(QuorumLockStore.layerKeyMajority({ majority: 0 }))))
+      assert.strictEqual(Option.getOrUndefined(Exit.findErrorOption(exit))?._tag, "LockInvalid")
+    })
+  )
+})
+
+describe("quorum: memory loss", { concurrent: true }, () => {
+  const store = { maxTtl: 3000, slack: 1000 }
+
+  test(
+    "fresh servers are used at once, also by many clients that start together",
+    Effect.gen(function*() {
+      const { connect } = yield* quorum.start(3)
+      const clients = yield* Effect.forEach(Array.from({ length: 6 }), () => connect({ store }), {
+        concurrency: "unbounded"
+      })
+      yield* Effect.forEach(clients, ({ lock }, i) =>
+        lock.withLock(Effect.void, `k${i}`, { ttl: 2000 }).pipe(
+          Effect.retry({ schedule: Schedule.spaced(20), times: 20 })
+        ), { concurrency: "unbounded" })
+    })
+  )
+
+  test(
+    "with assumeFresh off, fresh servers do not vote before maxTtl and slack have passed",
+    Effect.gen(function*() {
+      const { connect } = yield* quorum.start(3)
+      const started = Date.now()
+      const { lock } = yield* connect({ store: { ...store, assumeFresh: false } })
+      const error = storeError(yield* Effect.exit(lock.withLock(Effect.void, "k", { ttl: 2000 })))
+      assert.match(error.detail!, /a: quarantined for \d+ ms more/)
+      yield* lock.withLock(Effect.void, "k", { ttl: 2000 }).pipe(
+        Effect.retry({ schedule: Schedule.spaced(100), times: 200 })
+      )
+      assert.isAtLeast(Date.now() - started, 3000)
+    })
+  )
+
+  test(
+    "a voter that restarted empty: its vote is withheld, a held lease is healed there, and later it votes again",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const client = yield* connect({ store, lock: { ttl: 1500 } })
+      const holder = yield* hold(client, "held")
+      yield* holder.entered
+      yield* quorum.untilVotes(places, "held", 3)
+      yield* places[0]!.server.restart
+      assert.strictEqual(yield* quorum.votes(places.slice(0, 1), "held"), 0)
+      // A renewal confirms the two others, and votes anew here.
+      yield* quorum.untilVotes(places, "held", 3)
+      // Without the third, its vote would decide.
+      yield* places[2]!.server.kill
+      const error = storeError(yield* Effect.exit(client.lock.withLock(Effect.void, "new", { ttl: 1500 })))
+      assert.match(error.detail!, /a: quarantined for \d+ ms more, because it restarted/)
+      assert.match(error.detail!, /b: granted/)
+      // What has been healed counts: the lease lives on with its vote.
+      yield* Effect.sleep(2000)
+      assert.isTrue(holder.isInside())
+      assert.strictEqual(yield* quorum.votes(places.slice(0, 2), "held"), 2)
+      yield* holder.leave
+      assert.isTrue(Exit.isSuccess(yield* holder.exit))
+      yield* client.lock.withLock(Effect.void, "new", { ttl: 1500 }).pipe(
+        Effect.retry({ schedule: Schedule.spaced(100), times: 200 })
+      )
+    })
+  )
+
+  test(
+    "two of three restarted empty: the lease is lost and not healed, and nobody gets the key before it has run out",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const client = yield* connect({ store, lock: { ttl: 1500 } })
+      const holder = yield* hold(client, "k")
+      yield* holder.entered
+      yield* quorum.untilVotes(places, "k", 3)
+      const [{ token }] = (yield* client.store.inspect("k")).holders as [{ readonly token: number }]
+      const started = Date.now()
+      yield* places[0]!.server.restart
+      yield* places[1]!.server.restart
+      const lost = Option.getOrUndefined(Exit.findErrorOption(yield* holder.exit)) as { readonly _tag: string; readonly reason: string }
+      assert.strictEqual(lost._tag, "LockLost")
+      assert.strictEqual(lost.reason, "NotHeld")
+      assert.strictEqual(yield* quorum.votes(places.slice(0, 2), "k"), 0)
+      // A client that starts now, too, sees that the quorum has been in use.
+      const late = yield* connect({ store, lock: { ttl: 1500 } })
+      const error = storeError(yield* Effect.exit(late.lock.withLock(Effect.void, "k")))
+      assert.match(error.detail!, /quarantined/)
+      const next = yield* Effect.scoped(late.lock.acquire("k")).pipe(
+        Effect.retry({ schedule: Schedule.spaced(100), times: 200 })
+      )
+      assert.isAtLeast(Date.now() - started, 3000)
+      assert.isAbove(next.token, token)
+    })
+  )
+
+  test(
+    "a restart that kept its memory, or a replica that took over, is known by its process id",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const client = yield* connect({ store, lock: { ttl: 1500 } })
+      yield* client.lock.withLock(Effect.void, "k")
+      yield* client.close
+      // As if another process had this memory.
+      for (const { server } of places.slice(0, 2)) {
+        yield* server.command("SET", "effect-lock:voter", "0123456789012345678901234567890123456789 1", "PX", 60_000)
+      }
+      const next = yield* connect({ store, lock: { ttl: 1500 } })
+      const error = storeError(yield* Effect.exit(next.lock.withLock(Effect.void, "k")))
+      assert.match(error.detail!, /a: quarantined .*b: quarantined .*c: granted/)
+      yield* next.lock.withLock(Effect.void, "k").pipe(Effect.retry({ schedule: Schedule.spaced(100), times: 200 }))
+    })
+  )
+
+  test(
+    "without quarantine nobody waits for a restarted voter",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const { lock } = yield* connect({ store: { ...store, quarantine: false } })
+      yield* lock.withLock(Effect.void, "k", { ttl: 2000 })
+      yield* places[0]!.server.restart
+      yield* places[1]!.server.restart
+      yield* lock.withLock(Effect.void, "k", { ttl: 2000 }).pipe(Effect.retry({ schedule: Schedule.spaced(50), times: 40 }))
+    })
+  )
+
+  it.live("warns of clocks that differ too much, of eviction, and of voters that do not answer", () =>
+    withLog((lines) =>
+      Effect.scoped(Effect.gen(function*() {
+        const { connect, places } = yield* quorum.start(3)
+        yield* places[1]!.server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        yield* places[2]!.server.kill
+        yield* connect()
+        assert.isTrue(lines.some(({ text }) => /voter b may evict locks/.test(text)))
+        assert.isTrue(lines.some(({ text }) => /voter c does not answer/.test(text)))
+      }))
+    ), timeout)
+})
+
+describe("quorum: key majority", { concurrent: true }, () => {
+  const connectTo = (server: RedisServer.Server, majority = 2) =>
+    build(QuorumLockStore.layerKeyMajority({ url: server.url, majority }), { ttl: 1500 })
+
+  test(
+    "keeps a lock in 2m-1 keys of one server, in every one of which it is renewed and released",
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const [one, other] = [yield* connectTo(server, 3), yield* connectTo(server, 3)]
+      const holder = yield* hold(one, "k")
+      yield* holder.entered
+      const keys = [0, 1, 2, 3, 4].map((i) => `effect-lock:${i}:k`)
+      yield* until(
+        Effect.map(server.keys("effect-lock:*"), (found) => keys.every((key) => found.includes(key))),
+        "all keys are there"
+      )
+      assert.isTrue(Option.isNone(yield* other.lock.withLockIfAvailable(Effect.void, "k")))
+      const waiter = yield* hold(other, "k")
+      yield* holder.leave
+      yield* waiter.entered
+      yield* waiter.leave
+      for (const key of keys) {
+        yield* until(Effect.map(server.command("HEXISTS", key, "n"), (it) => it === 0), `${key} is free`)
+        assert.isAbove((yield* server.command("PTTL", key)) as number, 0)
+      }
+    })
+  )
+
+  test(
+    "a deleted minority of keys is healed; a deleted majority is a loss",
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const client = yield* connectTo(server)
+      const holder = yield* hold(client, "k")
+      yield* holder.entered
+      const isVoted = (i: number) => Effect.map(server.command("HEXISTS", `effect-lock:${i}:k`, "n"), (it) => it === 1)
+      yield* until(isVoted(0), "the first key votes")
+      yield* server.command("DEL", "effect-lock:0:k")
+      yield* until(isVoted(0), "the first key votes again")
+      yield* server.command("DEL", "effect-lock:0:k", "effect-lock:1:k")
+      const lost = Option.getOrUndefined(Exit.findErrorOption(yield* holder.exit)) as { readonly _tag: string; readonly reason: string }
+      assert.strictEqual(lost._tag, "LockLost")
+      assert.strictEqual(lost.reason, "NotHeld")
+      assert.isFalse(yield* isVoted(0))
+    })
+  )
+})
+
+describe("quorum: chaos", () => {
+  test(
+    "minorities come and go in every way: nobody is inside with somebody else, and tokens grow",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(5)
+      const ttl = 2000
+      const clients = yield* Effect.forEach(
+        [0, 1, 2],
+        () => connect({ lock: { ttl }, store: { maxTtl: ttl, slack: 1000, voterTimeout: 200 } })
+      )
+      const events: Array<LockHistory.Event> = []
+      let acquired = 0
+      let isOver = false
+      const play = Effect.fnUntraced(function*(i: number) {
+        const recorder = yield* LockHistory.make({ client: `client ${i}` })
+        const { lock } = clients[i % 3]!
+        while (!isOver) {
+          const operation = yield* recorder.invoke("k")
+          const exit = yield* Effect.exit(Effect.scoped(Effect.gen(function*() {
+            const lease = yield* lock.acquire("k", { waitTimeout: "2 seconds" })
+            yield* operation.acquired(lease.token)
+            acquired++
+            const body = yield* Effect.exit(lease.protect(Effect.sleep((yield* Random.next) * 50)))
+            yield* Exit.isSuccess(body) ? operation.release() : operation.lost()
+          })))
+          if (Exit.isFailure(exit)) yield* operation.failed
+          yield* Effect.sleep((yield* Random.next) * 10)
+        }
+        events.push(...(yield* recorder.events))
+      })
+      const players = yield* Effect.forEach([0, 1, 2, 3, 4, 5], (i) => Effect.forkChild(play(i)))
+      for (let round = 0; round < 8; round++) {
+        const fault = quorum.faults[round % quorum.faults.length]!
+        const [first, second] = yield* Random.shuffle(places)
+        yield* fault.inject(first!)
+        if (fault.name !== "killed") yield* fault.inject(second!)
+        yield* Effect.sleep(700)
+        yield* fault.undo(first!)
+        if (fault.name !== "killed") yield* fault.undo(second!)
+        yield* Effect.sleep(300)
+      }
+      isOver = true
+      yield* Fiber.joinAll(players)
+      assert.isAbove(acquired, 50)
+      assert.deepStrictEqual(LockHistory.check(events, { fifo: false }), [])
+    })
+  )
+})
