@@ -11,6 +11,8 @@ export interface Variant {
   readonly duplicates: number
   /** Whether clients pass on the highest counter they know of, as `floor` of ACQ. */
   readonly floors: boolean
+  /** Whether leases are healed: voters that lost theirs are given it anew. */
+  readonly heals: boolean
   readonly writeBack: "ifStillHeld" | "always" | "never"
   /** Confirmations count only at voters whose grant was known when the maximum was taken. */
   readonly onlyUsed: boolean
@@ -21,7 +23,8 @@ export interface Variant {
 export const protocol: Variant = {
   attempts: 2,
   duplicates: 1,
-  floors: true,
+  floors: false,
+  heals: false,
   writeBack: "ifStillHeld",
   onlyUsed: true,
   grantInLock: true
@@ -76,6 +79,7 @@ export const model = (variant: Variant): Model<State> => ({
         for (const floor of floorsOf(variant, state)) acquire(steps, state, a, v, floor)
         if (state.duplicates < variant.duplicates) acquireAgain(steps, state, a, v)
         writeBack(steps, variant, state, a, v)
+        if (variant.heals) heal(steps, state, a, v)
       }
       if (attempt.phase === "asking") decide(steps, variant, state, a)
     })
@@ -183,6 +187,15 @@ const writeBack = (steps: Array<Step<State>>, variant: Variant, state: State, a:
       attempts: state.attempts.with(a, { ...attempt, phase, confirmed })
     }
   ])
+}
+
+/** HEAL: the vote of a lease where there is none, with the token for a counter. Not even a majority is asked for here. */
+const heal = (steps: Array<Step<State>>, state: State, a: number, v: number): void => {
+  const { phase, token } = state.attempts[a]!
+  const { counter, lock } = state.voters[v]!
+  if (phase !== "done" || lock !== nobody) return
+  const healed: Voter = { lock: a, lockCounter: token, counter: Math.max(counter, token) }
+  steps.push([`HEAL ${a} at ${v}`, { ...state, voters: state.voters.with(v, healed) }])
 }
 
 /** The lock key goes: its ttl is over, its owner has sent REL, or somebody has deleted it. */

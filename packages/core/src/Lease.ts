@@ -7,6 +7,7 @@
 import type * as DateTime from "effect/DateTime"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
+import type { LeaseTicket } from "./LeaseTicket.ts"
 import type { LockInvalid, LockLost, LockStoreError } from "./LockError.ts"
 
 /**
@@ -47,4 +48,11 @@ export interface Lease {
    * next renewals only.
    */
   readonly extend: (ttl: Duration.Input) => Effect.Effect<void, LockLost | LockStoreError | LockInvalid>
+  /**
+   * Gives the lease away: a ticket that `Lock.adopt` turns into a lease elsewhere, once, within the time left. Renewal has
+   * been stopped and awaited; the end of this scope neither renews nor releases. Work guarded here goes on unguarded.
+   * `extend` first if the ticket may be long on its way. Fails with `LockStoreError` when the store did not confirm; the
+   * lease is then kept, unless the next renewal finds it gone.
+   */
+  readonly handOff: Effect.Effect<LeaseTicket, LockLost | LockStoreError>
 }

@@ -44,6 +44,7 @@ import * as DateTime from "effect/DateTime"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as FiberSet from "effect/FiberSet"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
@@ -55,13 +56,15 @@ import * as holdings from "./internal/holding.ts"
 import { elapsedUnsafe, nowUnsafe } from "./internal/instant.ts"
 import * as regions from "./internal/region.ts"
 import type { Lease } from "./Lease.ts"
+import type { LeaseTicket } from "./LeaseTicket.ts"
 import {
   LockClosed,
   LockDeadlock,
   type LockError,
   type LockInvalid,
   type LockStoreError,
-  type LockTimeout
+  type LockTimeout,
+  type TicketRefused
 } from "./LockError.ts"
 import * as LockMetrics from "./LockMetrics.ts"
 import * as LockOptions from "./LockOptions.ts"
@@ -105,6 +108,14 @@ export class Lock extends Context.Service<Lock, {
     key: string,
     options?: LockOptions.LockOptions
   ) => Effect.Effect<Option.Option<A>, E | TryError, R>
+  readonly takeover: (
+    key: string,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Lease, TryError, Scope.Scope>
+  readonly adopt: (
+    ticket: LeaseTicket,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Lease, TryError | TicketRefused, Scope.Scope>
   readonly inspect: (key: string) => Effect.Effect<KeyState, LockStoreError | LockInvalid>
 }>()("@effect-lock/core/Lock") {}
 
@@ -247,6 +258,72 @@ export const tryAcquire = (
   Lock.use((lock) => lock.tryAcquire(key, options))
 
 /**
+ * Takes a key away from whoever holds it, ahead of everybody who waits.
+ *
+ * **When to use**
+ *
+ * For operators and for work that must not wait: the holder is told at once where the store pushes, by its next renewal
+ * otherwise, and its work is interrupted with `LockLost` (`TakenOver`).
+ *
+ * **Gotchas**
+ *
+ * Between the take-over and the moment the evicted holder hears of it both believe they hold the key: only a resource that
+ * compares tokens keeps the evicted one out, whose token is smaller already.
+ *
+ * **Example** (Evicting a holder)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Fiber, Layer } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const program = Effect.gen(function*() {
+ *   const evicted = yield* Effect.forkChild(Effect.flip(Lock.withLock(Effect.never, "report")), { startImmediately: true })
+ *   yield* Effect.scoped(Lock.takeover("report"))
+ *   return String((yield* Fiber.join(evicted))._tag)
+ * })
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * await Effect.runPromise(Effect.provide(program, LockLive)) // => "LockLost"
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const takeover = (
+  key: string,
+  options?: LockOptions.LockOptions
+): Effect.Effect<Lease, TryError, Lock | Scope.Scope> => Lock.use((lock) => lock.takeover(key, options))
+
+/**
+ * Turns a ticket of `lease.handOff` into a lease of this scope: with a holder id of its own and a greater token, once.
+ *
+ * **Details**
+ *
+ * Fails with `TicketRefused`, which says whether the ticket was adopted before, came too late, or the key was taken over.
+ *
+ * **Example** (From one scope to another)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Layer } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const program = Effect.gen(function*() {
+ *   const ticket = yield* Effect.scoped(Effect.flatMap(Lock.acquire("report"), (lease) => lease.handOff))
+ *   return yield* Effect.scoped(Effect.map(Lock.adopt(ticket), (lease) => lease.token > ticket.token))
+ * })
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * await Effect.runPromise(Effect.provide(program, LockLive)) // => true
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const adopt = (
+  ticket: LeaseTicket,
+  options?: LockOptions.LockOptions
+): Effect.Effect<Lease, TryError | TicketRefused, Lock | Scope.Scope> =>
+  Lock.use((lock) => lock.adopt(ticket, options))
+
+/**
  * Who holds a key and who waits for it, in the order in which they will be granted.
  *
  * **Gotchas**
@@ -315,6 +392,9 @@ interface Claim {
   readonly wait: boolean
   readonly isBody: boolean
 }
+
+/** Everything of a claim that does not depend on what becomes of it. */
+type Asked = Pick<Claim, "key" | "options" | "asker" | "surroundings">
 
 type EnterError = Exclude<LockError, LockInvalid>
 
@@ -401,7 +481,7 @@ const make = Effect.fnUntraced(function*(
           const deadlock = findDeadlock(key, asker, claim.scope)
           if (deadlock !== undefined) return Effect.fail(deadlock)
           if (hold !== undefined) remember(key, hold)
-          return Effect.as(traceAcquire(holding, holdings.open(holding, owner, claim.wait)), {
+          return Effect.as(traceAcquire(holding, holdings.open(holding, owner, holdings.attempt(claim.wait))), {
             holding,
             nested: undefined
           })
@@ -425,7 +505,7 @@ const make = Effect.fnUntraced(function*(
   const withClaim = <A, E, R>(
     key: string,
     options: LockOptions.LockOptions | undefined,
-    use: (claim: Omit<Claim, "scope" | "owner" | "wait" | "isBody">) => Effect.Effect<A, E, R>
+    use: (asked: Asked) => Effect.Effect<A, E, R>
   ): Effect.Effect<A, E | LockInvalid, R> =>
     Effect.flatMap(prepare(key, options), (resolved) =>
       Effect.withFiber((fiber) => {
@@ -465,7 +545,39 @@ const make = Effect.fnUntraced(function*(
         })
       ))
 
+  /** Gets a lease by other means than asking for a free key, whatever this fiber is inside of. */
+  const openScoped = <E>(
+    key: string,
+    options: LockOptions.LockOptions | undefined,
+    how: holdings.Ask<E>
+  ): Effect.Effect<Lease, EnterError | LockInvalid | E, Scope.Scope> =>
+    withClaim(key, options, ({ asker, options }) =>
+      Effect.uninterruptibleMask((restore) =>
+        Effect.flatMap(Scope.Scope, (scope) =>
+          Clock.clockWith((clock) => {
+            const owner = Scope.forkUnsafe(scope)
+            const holding = new holdings.Holding(client, key, options, clock, nowUnsafe(clock))
+            const hold = { asker, scope, holding }
+            remember(key, hold)
+            return Scope.addFinalizer(owner, Effect.sync(() => forget(key, hold))).pipe(
+              Effect.andThen(restore(traceAcquire(holding, holdings.open(holding, owner, how)))),
+              Effect.map(() => makeLease({ holding, nested: undefined })),
+              Effect.onError((cause) => Scope.close(owner, Exit.failCause(cause)))
+            )
+          }))
+      ))
+
+  const runInBackground = yield* FiberSet.makeRuntime<never, void, never>()
+  yield* store.onLoss((loss) => {
+    for (const holding of client.holdings) {
+      if (loss._tag === "TakenOver" && holding.holderId === loss.holderId) holding.lose("TakenOver")
+      if (loss._tag === "InDoubt" && (loss.key ?? holding.key) === holding.key) runInBackground(holdings.verify(holding))
+    }
+  })
+
   return Lock.of({
+    takeover: (key, options) => withoutTimeout(openScoped(key, options, holdings.takeover)),
+    adopt: (ticket, options) => withoutTimeout(openScoped(ticket.key, options, holdings.adopt(ticket))),
     acquire: (key, options) => enterScoped(key, options, true),
     tryAcquire: (key, options) => ifAvailable(enterScoped(key, options, false)),
     withLock,
@@ -490,6 +602,10 @@ const ifAvailable = <A, R>(
     Effect.catchTag(["LockTimeout", "LockDeadlock"], () => Effect.succeedNone)
   )
 
+/** Who does not queue cannot wait for too long, nor for himself. */
+const withoutTimeout = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  effect as Effect.Effect<A, Exclude<E, LockTimeout | LockDeadlock>, R>
+
 const makeLease = ({ holding, nested }: Entered): Lease => {
   const over = nested === undefined
     ? Deferred.await(holding.over)
@@ -500,6 +616,7 @@ const makeLease = ({ holding, nested }: Entered): Lease => {
     ])
   const loss = () =>
     holding.check() ??
+      (holding.phase === "handedOff" ? holdings.handedOff(holding) : undefined) ??
       (nested !== undefined && (nested.turn.isDone || !nested.region.open) ? regions.ended(nested.region) : undefined)
   const check = holdings.failIf(loss)
   return {
@@ -517,7 +634,8 @@ const makeLease = ({ holding, nested }: Entered): Lease => {
       Effect.flatMap(
         LockOptions.resolveTtl(ttl),
         (millis) => holdings.protect(over, check, holdings.extend(holding, millis))
-      )
+      ),
+    handOff: Effect.andThen(check, holdings.handOff(holding))
   }
 }
 

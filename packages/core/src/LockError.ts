@@ -105,11 +105,13 @@ export class LockStoreError extends Schema.TaggedError<LockStoreError>()("LockSt
  * - `MaxHold`: held for longer than `maxHold`.
  * - `Released`: used after its scope closed, or a nested body outlived the region it was nested in.
  * - `Closed`: the `Lock` layer is closing.
+ * - `TakenOver`: somebody took the key with `Lock.takeover`.
+ * - `HandedOff`: used after `lease.handOff` gave it away.
  *
  * @category models
  * @since 0.1.0
  */
-export const LossReason = Schema.Literals(["Expired", "NotHeld", "MaxHold", "Released", "Closed"])
+export const LossReason = Schema.Literals(["Expired", "NotHeld", "MaxHold", "Released", "Closed", "TakenOver", "HandedOff"])
 
 /**
  * @category models
@@ -194,6 +196,35 @@ export class LockInvalid extends Schema.TaggedError<LockInvalid>()("LockInvalid"
 }
 
 /**
+ * A ticket cannot be adopted.
+ *
+ * **Details**
+ *
+ * - `Adopted`: somebody has adopted it before.
+ * - `TakenOver`: the key was taken over while the ticket was on its way.
+ * - `Expired`: the lease ran out before, or the store has never heard of it. Ten minutes after the fact the store has
+ *   forgotten the other two reasons and answers with this one.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class TicketRefused extends Schema.TaggedError<TicketRefused>()("TicketRefused", {
+  key: Schema.String,
+  ticketId: Schema.String,
+  token: Schema.Number,
+  reason: Schema.Literals(["Adopted", "TakenOver", "Expired"])
+}) {
+  override get message(): string {
+    const why = {
+      Adopted: "it was adopted before",
+      TakenOver: "the key was taken over meanwhile",
+      Expired: "its time left was over, or it never was"
+    }
+    return `Ticket for "${this.key}" (token ${this.token}) refused: ${why[this.reason]}`
+  }
+}
+
+/**
  * Everything that acquiring and holding a lock can fail with.
  *
  * @category errors
@@ -220,5 +251,9 @@ const describeLoss = (error: LockLost): string => {
       return "used after its scope or region ended"
     case "Closed":
       return "the Lock layer is closing"
+    case "TakenOver":
+      return "somebody took it over"
+    case "HandedOff":
+      return "used after it was handed off"
   }
 }

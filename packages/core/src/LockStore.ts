@@ -14,9 +14,10 @@ import type * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
 import * as instant from "./internal/instant.ts"
 import * as memory from "./internal/memoryStore.ts"
-import type { HolderInfo, LockStoreError } from "./LockError.ts"
+import type { HolderInfo, LockStoreError, TicketRefused } from "./LockError.ts"
 
 /**
  * Where leases live. Provide one store per application; every `Lock` layer on it competes for the same keys.
@@ -47,6 +48,14 @@ export class LockStore extends Context.Service<LockStore, {
   readonly release: (lease: Held, keepFor: number) => Effect.Effect<Confirmation, LockStoreError>
   /** Removes every trace of a holder id, waiting or granted, and tells how things stood just before. */
   readonly abandon: (key: string, holderId: string) => Effect.Effect<Standing, LockStoreError>
+  /** Ends every grant of the key and grants to this one, ahead of the queue; the evicted hear of it through `onLoss`. */
+  readonly takeover: (request: Request) => Effect.Effect<Grant, LockStoreError>
+  /** Sets a lease aside for whoever adopts it, until its time left is over: renewed and released by nobody. */
+  readonly transfer: (lease: Held, ticketId: string) => Effect.Effect<Transfer, LockStoreError>
+  /** Exchanges what was set aside for a new grant, once. */
+  readonly adopt: (ticket: Held, request: Request) => Effect.Effect<Adoption, LockStoreError>
+  /** Calls back, until the scope closes, when the store has news of this client's leases that no renewal asked for. */
+  readonly onLoss: (listener: (loss: Loss) => void) => Effect.Effect<void, never, Scope.Scope>
   /** Who holds the key and who waits for it. */
   readonly inspect: (key: string) => Effect.Effect<KeyState, LockStoreError>
 }>()("@effect-lock/core/LockStore") {}
@@ -128,6 +137,37 @@ export type Signal =
  * @since 0.1.0
  */
 export type Confirmation = "Done" | "NotHeld"
+
+/**
+ * The answer to `transfer`: how long the ticket can be adopted, in milliseconds.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Transfer =
+  | { readonly _tag: "Done"; readonly timeLeft: number }
+  | { readonly _tag: "NotHeld" }
+
+/**
+ * The answer to `adopt`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Adoption =
+  | { readonly _tag: "Granted"; readonly grant: Grant }
+  | { readonly _tag: "Refused"; readonly reason: TicketRefused["reason"] }
+
+/**
+ * What a store tells unasked: a holder was evicted by a take-over, or the leases of a key (of all keys) are in doubt, and
+ * should be renewed now to find out.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Loss =
+  | { readonly _tag: "TakenOver"; readonly holderId: string }
+  | { readonly _tag: "InDoubt"; readonly key: string | undefined }
 
 /**
  * Who is in the way of a waiter. `position` counts from 0, and is -1 for who is not queued.

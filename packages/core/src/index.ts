@@ -6,6 +6,11 @@ export * as Lease from "./Lease.ts"
 /**
  * @since 0.1.0
  */
+export * as LeaseTicket from "./LeaseTicket.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as Lock from "./Lock.ts"
 
 /**

@@ -73,9 +73,9 @@ export const make = Effect.fnUntraced(function*(
       sentinelCommandTimeout: Math.ceil(commandTimeout / 4),
       ...options,
       ...reliable(commandTimeout),
-      ...!Array.isArray(options.sentinels)
-        ? undefined
-        : { socketTimeout: commandTimeout, retryStrategy: backoff(maxFailoverBackoff) },
+      ...Array.isArray(options.sentinels)
+        ? { socketTimeout: commandTimeout, retryStrategy: backoff(maxFailoverBackoff) }
+        : undefined,
       replyMapping: "legacy"
     }
     return url === undefined ? new Redis(all) : new Redis(url, all)
@@ -298,32 +298,33 @@ const makeFrom = Effect.fnUntraced(function*(
 
   const isConnected = () => owned === undefined || !failsOver || redis.status === "ready"
 
-  const run: RedisClient["run"] = (script, keys, args, onUnanswered) =>
-    Effect.suspend(() => {
-      const startedAt = now()
-      const bySource = Effect.suspend(() =>
-        bounded(script.name, () => commander.eval(script.source, keys.length, ...keys, ...args), onUnanswered)
-      )
-      const byDigest = Effect.suspend(() =>
-        isConnected()
-          ? bounded(
-            script.name,
-            () => commander.evalsha(script.sha, keys.length, ...keys, ...args),
-            onUnanswered
-          )
-          // ioredis would queue it without any bound, and send it long after everybody has forgotten it.
-          : Effect.fail(failure(script.name, new Error("not connected"), owned?.lastError, transient))
-      )
-      const once = Effect.catchIf(byDigest, isUnknownScript, () => bySource)
-      return Effect.catchIf(once, isWorthAnother, (error) => again(once, error, startedAt + commandTimeout))
+  const run: RedisClient["run"] = (script, keys, args, onUnanswered) => {
+    const byDigest = () =>
+      isConnected()
+        ? bounded(script.name, () => commander.evalsha(script.sha, keys.length, ...keys, ...args), onUnanswered)
+        // ioredis would queue it without any bound, and send it long after everybody has forgotten it.
+        : Effect.fail(failure(script.name, new Error("not connected"), owned?.lastError, transient))
+    const bySource = () =>
+      bounded(script.name, () => commander.eval(script.source, keys.length, ...keys, ...args), onUnanswered)
+    const once = () => Effect.catchIf(byDigest(), isUnknownScript, bySource)
+
+    return Effect.suspend(() => {
+      const until = now() + commandTimeout
+      return Effect.catch(byDigest(), (error) =>
+        isUnknownScript(error)
+          ? Effect.catchIf(bySource(), isWorthAnother, (error) => again(once, error, until))
+          : isWorthAnother(error)
+          ? again(once, error, until)
+          : Effect.fail(error))
     })
+  }
 
   const isWorthAnother = (error: LockError.LockStoreError): boolean =>
     error.reason === "Unavailable" && (failsOver || isReplyError(error.cause))
 
   /** Asks until there is another answer, or the time is over that one command has. */
   const again = (
-    once: Effect.Effect<unknown, LockError.LockStoreError>,
+    once: () => Effect.Effect<unknown, LockError.LockStoreError>,
     first: LockError.LockStoreError,
     until: number
   ): Effect.Effect<unknown, LockError.LockStoreError> => {
@@ -336,7 +337,7 @@ const makeFrom = Effect.fnUntraced(function*(
       // A pipeline of a borrowed Cluster does not always learn from this.
       if (last.detail?.startsWith("MOVED ") === true && isCluster(redis)) redis.refreshSlotsCache()
       return Effect.sleep(25 + Math.random() * 50).pipe(
-        Effect.andThen(once),
+        Effect.andThen(Effect.suspend(once)),
         Effect.catchIf(isWorthAnother, (error) => {
           last = error
           return next

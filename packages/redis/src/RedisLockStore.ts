@@ -212,6 +212,11 @@ const makeStore = Effect.fnUntraced(function*(
     return [hash, `${hash}:queue`, `${hash}:waiters`, `${hash}:clients`]
   }
 
+  const listeners = new Set<(loss: LockStore.Loss) => void>()
+  const tell = (loss: LockStore.Loss): void => {
+    for (const listener of listeners) listener(loss)
+  }
+
   yield* checkServer(redis, keysOf("startup"), channels + clientId)
   const room = yield* WaitingRoom.make(
     (key, sentAt, ids) =>
@@ -224,6 +229,7 @@ const makeStore = Effect.fnUntraced(function*(
       channels + clientId,
       (message) => {
         const [id, token, ttl, stamp] = message.split(" ")
+        if (id === "!") return tell({ _tag: "TakenOver", holderId: token! })
         // The empty one by which the start has found out that it may publish.
         if (stamp === undefined) return
         room.granted(id!, { token: Number(token), ttl: Number(ttl), sentAt: instantOf(stamp) })
@@ -329,6 +335,42 @@ const makeStore = Effect.fnUntraced(function*(
       )
     })
 
+  const takeover: LockStore.LockStore["Service"]["takeover"] = (request) =>
+    Effect.suspend(() => {
+      const sentAt = now()
+      const { floor, holderId, key, limit, metadata, permits, ttl } = request
+      const args = [holderId, clientId, ttl, permits, limit, floor, JSON.stringify(metadata), channels]
+      return Effect.map(redis.run(scripts.takeover, keysOf(key), args), (reply) => {
+        const [, token] = reply as readonly [1, string]
+        return { token: Number(token), ttl, sentAt }
+      })
+    })
+
+  const transfer: LockStore.LockStore["Service"]["transfer"] = ({ holderId, key, token }, ticketId) =>
+    Effect.map(redis.run(scripts.transfer, keysOf(key), [holderId, token, ticketId, channels]), (reply) => {
+      const [done, timeLeft] = reply as readonly [0 | 1, string]
+      return done === 1 ? { _tag: "Done", timeLeft: Number(timeLeft) } : { _tag: "NotHeld" }
+    })
+
+  const adopt: LockStore.LockStore["Service"]["adopt"] = (ticket, request) =>
+    Effect.suspend(() => {
+      const sentAt = now()
+      const { floor, holderId, key, metadata, ttl } = request
+      const args = [holderId, clientId, ttl, floor, JSON.stringify(metadata), ticket.holderId, ticket.token, channels]
+      return Effect.map(redis.run(scripts.adopt, keysOf(key), args), (reply): LockStore.Adoption => {
+        const [done, detail] = reply as readonly [0, LockError.TicketRefused["reason"]] | readonly [1, string]
+        return done === 1
+          ? { _tag: "Granted", grant: { token: Number(detail), ttl, sentAt } }
+          : { _tag: "Refused", reason: detail }
+      })
+    })
+
+  const onLoss: LockStore.LockStore["Service"]["onLoss"] = (listener) =>
+    Effect.acquireRelease(
+      Effect.sync(() => void listeners.add(listener)),
+      () => Effect.sync(() => listeners.delete(listener))
+    )
+
   const inspect: LockStore.LockStore["Service"]["inspect"] = (key) =>
     Effect.map(redis.run(scripts.inspect, keysOf(key), []), (reply) => {
       const [holders, waiters] = reply as InspectReply
@@ -344,7 +386,20 @@ const makeStore = Effect.fnUntraced(function*(
       }
     })
 
-  return { name: "redis", driftFactor: settings.driftFactor, identity, attempt, renew, release, abandon, inspect }
+  return {
+    name: "redis",
+    driftFactor: settings.driftFactor,
+    identity,
+    attempt,
+    renew,
+    release,
+    abandon,
+    takeover,
+    transfer,
+    adopt,
+    onLoss,
+    inspect
+  }
 })
 
 type HolderReply = readonly [id: string, token: string, permits: number, heldFor: number, left: number, metadata: string]

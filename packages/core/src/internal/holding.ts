@@ -9,10 +9,11 @@ import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
-import { LockClosed, LockLost, LockStoreError, LockTimeout, type LossReason } from "../LockError.ts"
+import type { LeaseTicket } from "../LeaseTicket.ts"
+import { LockClosed, LockLost, LockStoreError, LockTimeout, type LossReason, TicketRefused } from "../LockError.ts"
 import * as LockMetrics from "../LockMetrics.ts"
 import type { Resolved } from "../LockOptions.ts"
-import type { Attempt, Grant, Held, Instant, LockStore, Signal, Standing } from "../LockStore.ts"
+import type { Attempt, Grant, Held, Instant, LockStore, Request, Signal, Standing } from "../LockStore.ts"
 import { elapsedUnsafe, monotonicUnsafe, nowUnsafe } from "./instant.ts"
 
 /**
@@ -47,7 +48,7 @@ export class Holding implements Held {
   readonly clock: Clock.Clock
   /** Fails when the lease is lost, or when a wait must end without one. */
   readonly over: Deferred.Deferred<never, LockLost> = Deferred.makeUnsafe()
-  phase: "new" | "asked" | "held" | "ended" = "new"
+  phase: "new" | "asked" | "held" | "handedOff" | "ended" = "new"
   token = 0
   lostFor: LossReason | undefined = undefined
   #loss: LockLost | undefined = undefined
@@ -65,6 +66,10 @@ export class Holding implements Held {
   /** The last answer that left the outcome of a renewal unknown. */
   unconfirmed: unknown = undefined
   ended: Deferred.Deferred<void> | undefined = undefined
+  /** What renews the lease, in which scope, and its fiber once it had something to do. */
+  keeper: { readonly effect: Effect.Effect<void>; readonly scope: Scope.Scope } | undefined = undefined
+  keeperFiber: Fiber.Fiber<void> | undefined = undefined
+  reported = false
 
   constructor(client: Client, key: string, options: Resolved, clock: Clock.Clock, askedAt: Instant) {
     this.client = client
@@ -152,27 +157,60 @@ export class Holding implements Held {
 }
 
 /**
+ * How a grant is asked for. Only an `attempt` may have to wait.
+ *
+ * @internal
+ */
+export interface Ask<E = never> {
+  readonly wait: boolean
+  readonly send: (store: LockStore["Service"], request: Request) => Effect.Effect<Attempt, LockStoreError | E>
+}
+
+/** @internal */
+export const attempt = (wait: boolean): Ask => ({ wait, send: (store, request) => store.attempt(request) })
+
+/** @internal */
+export const takeover: Ask = {
+  wait: false,
+  send: (store, request) => Effect.map(store.takeover(request), (grant) => ({ _tag: "Granted", grant }))
+}
+
+/** @internal */
+export const adopt = ({ key, ticketId, token }: LeaseTicket): Ask<TicketRefused> => ({
+  wait: false,
+  send: (store, request) =>
+    Effect.flatMap(
+      store.adopt({ key, holderId: ticketId, token }, request),
+      (adoption) =>
+        adoption._tag === "Granted"
+          ? Effect.succeed(adoption)
+          : Effect.fail(new TicketRefused({ key, ticketId, token, reason: adoption.reason }))
+    )
+})
+
+/**
  * Acquires into `scope`, in the order of G7: finalizer registered, command sent, interruptible wait, renewal forked.
  *
  * @internal
  */
-export const open = (
+export const open = <E>(
   holding: Holding,
   scope: Scope.Scope,
-  wait: boolean
-): Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout> =>
+  how: Ask<E>
+): Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout | E> =>
   Effect.andThen(
     Scope.addFinalizer(scope, end(holding)),
-    Effect.flatMap(awaitGrant(holding, wait), (grant) =>
+    Effect.flatMap(awaitGrant(holding, how), (grant) =>
       Effect.withFiber((fiber): Effect.Effect<unknown, LockClosed> => {
         // The end may have come between the answer and now, and would not come again.
         if (holding.lostFor !== undefined) return stopped(holding)
         holding.grant(grant)
         LockMetrics.held.modifyUnsafe(1, fiber.context)
-        holding.client.nursery.add(holding, Effect.provideContext(keep(holding), fiber.context), scope)
+        holding.keeper = { effect: Effect.provideContext(keep(holding), fiber.context), scope }
+        holding.client.nursery.add(holding)
         return Effect.void
       }))
-  ) as Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout>
+  ) as Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout | E>
 
 /**
  * The work of a held lease: interrupted when the lease is lost, and the whole then fails with `LockLost` (G4). What
@@ -200,21 +238,67 @@ export const extend = (holding: Holding, ttl: number): Effect.Effect<void, LockS
     return renewOnce(holding)
   })
 
+/**
+ * Renews at once a lease that the store has called into doubt.
+ *
+ * @internal
+ */
+export const verify = (holding: Holding): Effect.Effect<void> =>
+  Effect.suspend(() =>
+    holding.phase === "held" && holding.lostFor === undefined && holding.keeper !== undefined
+      ? Effect.asVoid(Effect.forkIn(Effect.ignore(renewOnce(holding)), holding.keeper.scope))
+      : Effect.void
+  )
+
+/**
+ * Gives the lease away. Renewal is stopped and awaited first; it goes on if the store did not confirm, and finds out then
+ * what became of the lease.
+ *
+ * @internal
+ */
+export const handOff = (holding: Holding): Effect.Effect<LeaseTicket, LockLost | LockStoreError> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      const { client, key, token } = holding
+      const ticketId = `${holding.holderId}-t`
+      client.nursery.remove(holding)
+      if (holding.keeperFiber !== undefined) yield* Fiber.interrupt(holding.keeperFiber)
+      yield* failIf(() => holding.check())
+      const transfer = yield* restore(client.store.transfer(holding, ticketId)).pipe(
+        Effect.onError(() => Effect.sync(() => client.nursery.add(holding)))
+      )
+      if (transfer._tag === "NotHeld") {
+        holding.lose("NotHeld")
+        return yield* Effect.fail(holding.loss!)
+      }
+      if (holding.phase === "held") holding.phase = "handedOff"
+      const adoptableUntil = Math.floor(holding.clock.currentTimeMillisUnsafe() + transfer.timeLeft)
+      return { key, ticketId, token, adoptableUntil }
+    })
+  )
+
+/** @internal */
+export const handedOff = ({ holderId, key, token }: Holding): LockLost =>
+  new LockLost({ key, holderId, token, reason: "HandedOff" })
+
 const reportLoss = (holding: Holding): Effect.Effect<void> =>
-  holding.loss === undefined
-    ? Effect.void
-    : Effect.andThen(
-      Metric.update(Metric.withAttributes(LockMetrics.lost, { reason: holding.loss.reason }), 1),
-      annotate(holding, Effect.logWarning(holding.loss.message))
+  Effect.suspend(() => {
+    const { loss } = holding
+    if (loss === undefined || holding.reported) return Effect.void
+    holding.reported = true
+    return Effect.andThen(
+      Metric.update(Metric.withAttributes(LockMetrics.lost, { reason: loss.reason }), 1),
+      annotate(holding, Effect.logWarning(loss.message))
     )
+  })
 
 const annotate = <A>(holding: Holding, effect: Effect.Effect<A>): Effect.Effect<A> =>
   Effect.annotateLogs(effect, { module: "effect-lock", key: holding.key, holderId: holding.holderId })
 
-const awaitGrant = (
+const awaitGrant = <E>(
   holding: Holding,
-  wait: boolean
-): Effect.Effect<Grant, LockClosed | LockLost | LockStoreError | LockTimeout> => {
+  { send, wait }: Ask<E>
+): Effect.Effect<Grant, LockClosed | LockLost | LockStoreError | LockTimeout | E> => {
   const { clock, client: { store }, options } = holding
   const timeLeft = () => options.waitTimeout - elapsedUnsafe(holding.askedAt, clock)
 
@@ -234,12 +318,12 @@ const awaitGrant = (
       )
     )
 
-  const ask = Effect.suspend((): Effect.Effect<Attempt, LockClosed | LockStoreError> => {
+  const ask = Effect.suspend((): Effect.Effect<Attempt, LockClosed | LockStoreError | E> => {
     if (holding.client.closed) holding.lose("Closed")
     if (holding.lostFor !== undefined) return stopped(holding)
     holding.client.holdings.add(holding)
     holding.phase = "asked"
-    return store.attempt({
+    return send(store, {
       key: holding.key,
       holderId: holding.holderId,
       ttl: options.ttl,
@@ -377,13 +461,13 @@ const keep = (holding: Holding): Effect.Effect<void> =>
  * @internal
  */
 export class Nursery {
-  readonly #young = new Map<Holding, readonly [keeper: Effect.Effect<void>, scope: Scope.Scope]>()
+  readonly #young = new Set<Holding>()
   readonly #alarm = Latch.makeUnsafe(false)
   /** On the monotonic clock; in the past while nobody is watched. */
   #wakesAt = -Infinity
 
-  add(holding: Holding, keeper: Effect.Effect<void>, scope: Scope.Scope): void {
-    this.#young.set(holding, [keeper, scope])
+  add(holding: Holding): void {
+    this.#young.add(holding)
     const dueAt = monotonicUnsafe(holding.clock) + untilDue(holding)
     if (this.#wakesAt === -Infinity || dueAt < this.#wakesAt) this.#alarm.openUnsafe()
   }
@@ -397,11 +481,12 @@ export class Nursery {
       while (true) {
         this.#alarm.closeUnsafe()
         let next = Infinity
-        for (const [holding, [keeper, scope]] of this.#young) {
+        for (const holding of this.#young) {
           const left = untilDue(holding)
           if (left <= 0 || holding.lostFor !== undefined) {
             this.#young.delete(holding)
-            yield* Effect.forkIn(keeper, scope, { startImmediately: true })
+            const { effect, scope } = holding.keeper!
+            holding.keeperFiber = yield* Effect.forkIn(effect, scope, { startImmediately: true })
           } else next = Math.min(next, left)
         }
         if (next === Infinity) {
@@ -486,16 +571,17 @@ export const end = (holding: Holding): Effect.Effect<void> =>
     holding.phase = "ended"
     holding.client.nursery.remove(holding)
     holding.lose("Released")
-    const finish = phase === "new"
+    const finish = phase === "new" || phase === "handedOff"
       ? Effect.void
-      : lostFor === "Expired" || lostFor === "NotHeld"
+      : lostFor === "Expired" || lostFor === "NotHeld" || lostFor === "TakenOver"
       // The store is unreachable or says that nothing is there: what is left to tidy up must not delay the failure.
       ? Effect.asVoid(Effect.forkIn(abandon(holding), holding.client.scope))
       : phase === "held"
       ? release(holding)
       : abandon(holding)
+    const told = lostFor === undefined || holding.reported ? finish : Effect.andThen(reportLoss(holding), finish)
     return Effect.ensuring(
-      phase === "held" ? Effect.andThen(countEnd(holding), finish) : finish,
+      phase === "held" || phase === "handedOff" ? Effect.andThen(countEnd(holding), told) : told,
       Effect.sync(() => {
         // A layer that closes meanwhile waits for the release, too.
         holding.client.holdings.delete(holding)

@@ -1,17 +1,21 @@
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import { LockStoreError } from "../LockError.ts"
+import type * as Scope from "effect/Scope"
+import { LockStoreError, type TicketRefused } from "../LockError.ts"
 import type {
+  Adoption,
   Attempt,
   Confirmation,
   Grant,
   Held,
   KeyState,
   LockStore,
+  Loss,
   Request,
   Signal,
-  Standing
+  Standing,
+  Transfer
 } from "../LockStore.ts"
 import { monotonicUnsafe, nowUnsafe } from "./instant.ts"
 
@@ -26,8 +30,8 @@ interface Holder {
   readonly since: number
   readonly metadata: Readonly<Record<string, string>>
   expiresAt: number
-  /** Kept by nobody until it expires. */
-  released: boolean
+  /** Kept for nobody until it expires (`minHold`), or set aside for whoever adopts it. */
+  state: "held" | "kept" | "aside"
 }
 
 interface Waiter {
@@ -64,7 +68,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       since: sentAt.monotonic,
       metadata: request.metadata,
       expiresAt: sentAt.monotonic + request.ttl,
-      released: false
+      state: "held"
     })
     return { token: lastToken, ttl: request.ttl, sentAt }
   }
@@ -135,7 +139,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
   const held = (lease: Held): readonly [Key, Holder] | undefined => {
     const key = find(lease.key)
     const holder = key?.holders.get(lease.holderId)
-    return key === undefined || holder?.token !== lease.token || holder.released ? undefined : [key, holder]
+    return key === undefined || holder?.token !== lease.token || holder.state !== "held" ? undefined : [key, holder]
   }
 
   /** Nothing but time ends a lease whose holder went away, so whoever waits looks again when one runs out. */
@@ -163,7 +167,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       const mine = key.holders.get(request.holderId)
       if (mine !== undefined) {
         // A duplicate that arrives after the release: what is kept is not its own any more.
-        if (mine.released) return Effect.succeed({ _tag: "Refused", standing: standing(key, request.holderId) })
+        if (mine.state !== "held") return Effect.succeed({ _tag: "Refused", standing: standing(key, request.holderId) })
         mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
         const grant = { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) }
         return Effect.succeed({ _tag: "Granted", grant })
@@ -211,7 +215,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       const found = held(lease)
       if (found === undefined) return "NotHeld"
       const [key, holder] = found
-      holder.released = true
+      holder.state = "kept"
       holder.expiresAt = time() + keepFor
       pump(key)
       return "Done"
@@ -224,6 +228,75 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       if (key !== undefined && (key.queue.delete(holderId) || key.holders.delete(holderId))) pump(key)
       return before
     })
+
+  const listeners = new Set<(loss: Loss) => void>()
+  /** Why tickets can be adopted no more, for as long as somebody may ask: oldest first. */
+  const spent = new Map<string, { readonly reason: TicketRefused["reason"]; readonly until: number }>()
+
+  const spend = (ticketId: string, reason: TicketRefused["reason"]): void => {
+    const now = time()
+    for (const [id, { until }] of spent) {
+      if (until > now) break
+      spent.delete(id)
+    }
+    spent.set(ticketId, { reason, until: now + 600_000 })
+  }
+
+  const takeover = (request: Request): Effect.Effect<Grant> =>
+    Effect.sync(() => {
+      const key = find(request.key) ??
+        { name: request.key, limit: request.limit, holders: new Map(), queue: new Map(), watchedUntil: 0 }
+      const mine = key.holders.get(request.holderId)
+      if (mine?.state === "held") {
+        mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
+        return { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) }
+      }
+      const evicted = Array.from(key.holders)
+      key.holders.clear()
+      keys.set(request.key, key)
+      const granted = grant(key, request)
+      for (const [holderId, { state }] of evicted) {
+        if (state === "aside") spend(holderId, "TakenOver")
+        if (state === "held") { for (const listener of listeners) listener({ _tag: "TakenOver", holderId }) }
+      }
+      pump(key)
+      return granted
+    })
+
+  const transfer = (lease: Held, ticketId: string): Effect.Effect<Transfer> =>
+    Effect.sync(() => {
+      const found = held(lease)
+      const key = find(lease.key)
+      const aside = key?.holders.get(ticketId)
+      if (aside?.state === "aside") return { _tag: "Done", timeLeft: aside.expiresAt - time() }
+      if (found === undefined) return { _tag: "NotHeld" }
+      found[0].holders.delete(lease.holderId)
+      found[0].holders.set(ticketId, { ...found[1], state: "aside" })
+      return { _tag: "Done", timeLeft: found[1].expiresAt - time() }
+    })
+
+  const adopt = (ticket: Held, request: Request): Effect.Effect<Adoption> =>
+    Effect.sync((): Adoption => {
+      const key = find(ticket.key)
+      const mine = key?.holders.get(request.holderId)
+      if (mine?.state === "held") {
+        mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
+        return { _tag: "Granted", grant: { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) } }
+      }
+      const aside = key?.holders.get(ticket.holderId)
+      if (key === undefined || aside?.state !== "aside" || aside.token !== ticket.token) {
+        return { _tag: "Refused", reason: spent.get(ticket.holderId)?.reason ?? "Expired" }
+      }
+      key.holders.delete(ticket.holderId)
+      spend(ticket.holderId, "Adopted")
+      return { _tag: "Granted", grant: grant(key, request) }
+    })
+
+  const onLoss = (listener: (loss: Loss) => void): Effect.Effect<void, never, Scope.Scope> =>
+    Effect.acquireRelease(
+      Effect.sync(() => void listeners.add(listener)),
+      () => Effect.sync(() => listeners.delete(listener))
+    )
 
   const inspect = (name: string): Effect.Effect<KeyState> =>
     Effect.sync(() => {
@@ -239,5 +312,18 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       return { key: name, holders: holders(key), waiters }
     })
 
-  return { name: "memory", driftFactor: 0, identity: {}, attempt, renew, release, abandon, inspect }
+  return {
+    name: "memory",
+    driftFactor: 0,
+    identity: {},
+    attempt,
+    renew,
+    release,
+    abandon,
+    takeover,
+    transfer,
+    adopt,
+    onLoss,
+    inspect
+  }
 }

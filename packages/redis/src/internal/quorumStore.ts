@@ -631,6 +631,10 @@ export const make = Effect.fnUntraced(function*(
       renew,
       release,
       abandon,
+      takeover: () => Effect.fail(notOffered("takeover")),
+      transfer: () => Effect.fail(notOffered("transfer")),
+      adopt: () => Effect.fail(notOffered("adopt")),
+      onLoss: () => Effect.void,
       inspect
     },
     released: (voter, key, nonce) => {
@@ -644,6 +648,14 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 })
+
+const notOffered = (operation: string): LockError.LockStoreError =>
+  new LockError.LockStoreError({
+    store: "quorum",
+    operation,
+    reason: "Refused",
+    detail: "take-over and hand-off are not offered on a quorum"
+  })
 
 type Lost = Extract<ballots.Verdict, { readonly _tag: "Lost" }>
 

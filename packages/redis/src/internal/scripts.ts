@@ -4,9 +4,9 @@ import { createHash } from "node:crypto"
  * A Lua script and the name its command has in errors. All scripts take the same four keys of one lock, in one hash slot:
  *
  * - `L` hash: `s` the summary (permits in use, a lower bound of the next expiry, the last fencing token, the latest expiry,
- *   the limit, the last ticket), and each grant under `h:<holder id>`
+ *   the limit), and each grant under `h:<holder id>`
  * - `Q` sorted set: waiting holder ids by ticket
- * - `W` hash: what is known of each waiter, and `b:<client>`: the stamp of the client's last sign of life
+ * - `W` hash: what is known of each waiter, `b:<client>`: the stamp of the client's last sign of life, `t`: the last ticket
  * - `C` sorted set: clients with waiters, by the time until which they count as alive
  *
  * Only the server's clock is used, only integers are stored, and every key has an expiry.
@@ -25,7 +25,7 @@ const script = (name: string, body: string, shortcut = ""): Script => {
 }
 
 // A grant is one string: expiry, token, permits, since, state and offer, client, metadata. State `h` is held, `o` is an
-// offer that nobody confirmed yet, `k` is kept for minHold. Expiry is rounded up, so that a lease never ends early.
+// offer that nobody confirmed yet, `k` is kept for minHold, `t` is set aside for a ticket. Expiry is rounded up, so that a lease never ends early.
 const opening = `
 local L, Q, W, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local RETENTION = 60000
@@ -33,11 +33,11 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local own = 'h:' .. (ARGV[1] or '')
 local stored = redis.call('HMGET', L, 's', own)
-local used, nextExpiry, fence, lastExpiry, limit, ticket = 0, 0, 0, 0, 0, 0
+local used, nextExpiry, fence, lastExpiry, limit = 0, 0, 0, 0, 0
 if stored[1] then
-  used, nextExpiry, fence, lastExpiry, limit, ticket = string.match(stored[1], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
+  used, nextExpiry, fence, lastExpiry, limit = string.match(stored[1], '^(%d+) (%d+) (%d+) (%d+) (%d+)')
   used, nextExpiry, fence = tonumber(used), tonumber(nextExpiry), tonumber(fence)
-  lastExpiry, limit, ticket = tonumber(lastExpiry), tonumber(limit), tonumber(ticket)
+  lastExpiry, limit = tonumber(lastExpiry), tonumber(limit)
 end
 `
 
@@ -65,6 +65,16 @@ end
 
 local function ownGrant()
   return stored[2] and parse(stored[2]) or nil
+end
+
+-- Neither kept for minHold nor set aside for a ticket.
+local function isHeld(grant)
+  return grant.mode == 'h' or grant.mode == 'o'
+end
+
+-- Why a ticket can be adopted no more, for as long as somebody may ask.
+local function spend(id, reason)
+  redis.call('SET', L .. ':ticket:' .. id, reason, 'PX', 600000)
 end
 
 local function find(id)
@@ -152,7 +162,7 @@ end
 local function save()
   if not changed then return end
   if used == 0 then nextExpiry, lastExpiry = 0, now end
-  local fields = { 's', string.format('%d %d %d %d %d %d', used, nextExpiry, fence, lastExpiry, limit, ticket) }
+  local fields = { 's', string.format('%d %d %d %d %d', used, nextExpiry, fence, lastExpiry, limit) }
   for field, value in pairs(writes) do
     fields[#fields + 1] = field
     fields[#fields + 1] = value
@@ -202,7 +212,7 @@ local waiting = pump(inbox)
 save()
 local mine = find(id)
 -- A duplicate that arrives after the release: what is kept is not its own any more.
-if mine and mine.mode == 'k' then return { 0, standing(id) } end
+if mine and not isHeld(mine) then return { 0, standing(id) } end
 if mine then
   mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
   put(id, mine)
@@ -221,14 +231,13 @@ if not waiting and used + permits <= limit then
 end
 if not wait then return { 0, standing(id) } end
 if not redis.call('ZSCORE', Q, id) then
-  ticket = math.max(ticket + 1, time[1] * 1000000 + time[2])
+  local ticket = math.max((tonumber(redis.call('HGET', W, 't')) or 0) + 1, time[1] * 1000000 + time[2])
   if place == 0 then place = ticket end
-  changed = true
   redis.call('ZADD', Q, int(place), id)
+  redis.call('HSET', W, 't', int(ticket))
   redis.call('HSET', W, id, table.concat({ int(permits), int(limit), offer, client, int(floor), int(now), meta }, ' '))
 end
 alive(client, liveness, stamp)
-save()
 return { 2, redis.call('ZSCORE', Q, id), standing(id), int(nextExpiry - now) }
 `,
   // Free, and nobody waits.
@@ -237,7 +246,7 @@ local client, ttl, permits, wanted, floor = ARGV[2], tonumber(ARGV[3]), tonumber
 if used == 0 and redis.call('EXISTS', Q) == 0 then
   local token, expiry = math.max(fence + 1, floor + 1, time[1] * 1048576), now + ttl + 1
   local text = string.format('%d', token)
-  redis.call('HSET', L, 's', string.format('%d %d %s %d %d %d', permits, expiry, text, expiry, wanted, ticket),
+  redis.call('HSET', L, 's', string.format('%d %d %s %d %d', permits, expiry, text, expiry, wanted),
     own, string.format('%d %s %d %d h0 %s %s', expiry, text, permits, now, client, ARGV[8]))
   redis.call('PEXPIREAT', L, string.format('%d', expiry + RETENTION))
   return { 1, text }
@@ -256,7 +265,7 @@ export const renew = script(
 local id, token, ttl, inbox = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 dropExpired()
 local mine = ownGrant()
-local held = mine and mine.token == token and mine.mode ~= 'k'
+local held = mine and mine.token == token and isHeld(mine)
 if held then
   mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
   put(id, mine)
@@ -278,7 +287,7 @@ export const release = script(
 local id, token, keepFor, inbox = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 dropExpired()
 local mine = ownGrant()
-local held = mine and mine.token == token and mine.mode ~= 'k'
+local held = mine and mine.token == token and isHeld(mine)
 if held and keepFor > 0 then
   mine.expiry, mine.mode = now + keepFor + 1, 'k'
   put(id, mine)
@@ -293,9 +302,9 @@ return held and 1 or 0
   `
 if stored[2] and ARGV[3] == '0' and nextExpiry > now then
   local token, permits, mode = string.match(stored[2], '^%d+ (%d+) (%d+) %d+ (%a)')
-  if token == ARGV[2] and tonumber(permits) == used and mode ~= 'k' and redis.call('EXISTS', Q) == 0 then
+  if token == ARGV[2] and tonumber(permits) == used and (mode == 'h' or mode == 'o') and redis.call('EXISTS', Q) == 0 then
     redis.call('HDEL', L, own)
-    redis.call('HSET', L, 's', string.format('0 0 %d %d %d %d', fence, now, limit, ticket))
+    redis.call('HSET', L, 's', string.format('0 0 %d %d %d', fence, now, limit))
     return 1
   end
 end
@@ -319,6 +328,89 @@ forget(id)
 pump(inbox)
 save()
 return before
+`
+)
+
+/**
+ * `{1, token}`: every other grant is ended and its client told, ahead of everybody who waits.
+ *
+ * @internal
+ */
+export const takeover = script(
+  "takeover",
+  `
+local id, client, ttl, permits, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local floor, meta, inbox = tonumber(ARGV[6]), ARGV[7], ARGV[8]
+dropExpired()
+local mine = ownGrant()
+if mine and isHeld(mine) then
+  mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
+  put(id, mine)
+  save()
+  return { 1, int(mine.token) }
+end
+for _, other in ipairs(grants()) do
+  remove(other.id, other.permits)
+  if isHeld(other) then redis.call('PUBLISH', inbox .. other.client, '! ' .. other.id)
+  elseif other.mode == 't' then spend(other.id, 'TakenOver') end
+end
+limit = wanted
+local token = grant(id, permits, ttl, 'h', 0, client, meta, floor)
+pump(inbox)
+save()
+return { 1, int(token) }
+`
+)
+
+/**
+ * `{1, time left}` set aside under the ticket's id · `{0}` not held
+ *
+ * @internal
+ */
+export const transfer = script(
+  "transfer",
+  `
+local id, token, ticketId, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+dropExpired()
+local mine, aside = ownGrant(), find(ticketId)
+if mine and mine.token == token and isHeld(mine) then
+  remove(id, mine.permits)
+  mine.mode, aside = 't', mine
+  put(ticketId, aside)
+  used = used + aside.permits
+end
+pump(inbox)
+save()
+if aside and aside.mode == 't' then return { 1, int(aside.expiry - now) } end
+return { 0 }
+`
+)
+
+/**
+ * `{1, token}` adopted · `{0, reason}` refused
+ *
+ * @internal
+ */
+export const adopt = script(
+  "adopt",
+  `
+local id, client, ttl, floor, meta = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local ticketId, ticketToken, inbox = ARGV[6], tonumber(ARGV[7]), ARGV[8]
+dropExpired()
+local mine, aside, token = ownGrant(), find(ticketId), nil
+if mine and isHeld(mine) then
+  mine.expiry = math.max(mine.expiry, now + ttl + 1)
+  put(id, mine)
+  token = mine.token
+elseif aside and aside.mode == 't' and aside.token == ticketToken then
+  remove(ticketId, aside.permits)
+  spend(ticketId, 'Adopted')
+  token = grant(id, aside.permits, ttl, 'h', 0, client, meta, floor)
+end
+pump(inbox)
+save()
+if token then return { 1, int(token) } end
+return { 0, redis.call('GET', L .. ':ticket:' .. ticketId) or 'Expired' }
 `
 )
 

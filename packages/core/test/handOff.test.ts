@@ -1,0 +1,172 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Deferred, Effect, Exit, Fiber, Layer, Schema } from "effect"
+import { TestClock } from "effect/testing"
+import { LeaseTicket, Lock, LockStore } from "../src/index.ts"
+
+// Two clients of one store: two processes, as far as the store can tell.
+const clients = Effect.gen(function*() {
+  const store = yield* LockStore.LockStore
+  const client = Effect.map(
+    Layer.build(Layer.fresh(Lock.layer({ ttl: "30 seconds" })).pipe(Layer.provide(Layer.succeed(LockStore.LockStore, store)))),
+    (context) => Effect.provide(Lock.Lock, context)
+  )
+  return { store, a: yield* yield* client, b: yield* yield* client }
+})
+
+const test = (title: string, body: Effect.Effect<void, unknown, LockStore.LockStore | import("effect/Scope").Scope>) =>
+  it.effect(title, () => Effect.provide(body, LockStore.layerMemory))
+
+const json = Schema.fromJsonString(LeaseTicket.LeaseTicket)
+
+describe("handOff and adopt", () => {
+  test(
+    "G2: the adopter has a new holder id and a greater token, over JSON",
+    Effect.gen(function*() {
+      const { a, b } = yield* clients
+      const lease = yield* a.acquire("k")
+      const wire = Schema.encodeSync(json)(yield* lease.handOff)
+      const adopted = yield* b.adopt(Schema.decodeSync(json)(wire))
+      assert.isAbove(adopted.token, lease.token)
+      assert.notStrictEqual(adopted.holderId, lease.holderId)
+      assert.isTrue(yield* adopted.isValid)
+      assert.isFalse(yield* lease.isValid)
+      assert.strictEqual((yield* Effect.flip(lease.check)).reason, "HandedOff")
+    })
+  )
+
+  test(
+    "the old side neither renews nor releases what it gave away, and its scope may close first",
+    Effect.gen(function*() {
+      const { a, b, store } = yield* clients
+      const ticket = yield* Effect.scoped(Effect.flatMap(a.acquire("k"), (lease) => lease.handOff))
+      assert.lengthOf((yield* store.inspect("k")).holders, 1)
+      yield* TestClock.adjust("20 seconds")
+      const [aside] = (yield* store.inspect("k")).holders
+      assert.strictEqual(aside?.timeLeft, 10_000)
+      yield* Effect.scoped(b.adopt(ticket))
+      assert.lengthOf((yield* store.inspect("k")).holders, 0)
+    })
+  )
+
+  test(
+    "the adopter's lease is renewed, and released at the end of its scope",
+    Effect.gen(function*() {
+      const { a, b } = yield* clients
+      const ticket = yield* Effect.scoped(Effect.flatMap(a.acquire("k"), (lease) => lease.handOff))
+      const work = yield* Effect.forkChild(
+        Effect.scoped(Effect.flatMap(b.adopt(ticket), (lease) => lease.protect(Effect.sleep("5 minutes")))),
+        { startImmediately: true }
+      )
+      yield* TestClock.adjust("5 minutes")
+      assert.deepStrictEqual(yield* Fiber.await(work), Exit.void)
+      assert.isTrue((yield* Effect.scoped(a.tryAcquire("k")))._tag === "Some")
+    })
+  )
+
+  test(
+    "a ticket is adopted once",
+    Effect.gen(function*() {
+      const { a, b } = yield* clients
+      const ticket = yield* Effect.scoped(Effect.flatMap(a.acquire("k"), (lease) => lease.handOff))
+      yield* b.adopt(ticket)
+      const error = yield* Effect.flip(a.adopt(ticket))
+      assert.deepInclude({ ...error }, { _tag: "TicketRefused", reason: "Adopted" })
+    })
+  )
+
+  test(
+    "G9: a ticket that nobody adopts frees the key after its time left, and is refused then",
+    Effect.gen(function*() {
+      const { a, b } = yield* clients
+      const ticket = yield* Effect.scoped(Effect.flatMap(a.acquire("k"), (lease) => lease.handOff))
+      const waiter = yield* Effect.forkChild(Effect.scoped(b.acquire("k")), { startImmediately: true })
+      yield* TestClock.adjust("29 seconds")
+      assert.isUndefined(waiter.pollUnsafe())
+      yield* TestClock.adjust("1 second")
+      assert.isTrue(Exit.isSuccess(yield* Fiber.await(waiter)))
+      const error = yield* Effect.flip(b.adopt(ticket))
+      assert.deepInclude({ ...error }, { _tag: "TicketRefused", reason: "Expired" })
+    })
+  )
+
+  test(
+    "a ticket is refused after a take-over",
+    Effect.gen(function*() {
+      const { a, b } = yield* clients
+      const ticket = yield* Effect.scoped(Effect.flatMap(a.acquire("k"), (lease) => lease.handOff))
+      yield* Effect.scoped(b.takeover("k"))
+      const error = yield* Effect.flip(b.adopt(ticket))
+      assert.deepInclude({ ...error }, { _tag: "TicketRefused", reason: "TakenOver" })
+    })
+  )
+
+  test(
+    "a second hand-off of the same lease fails",
+    Effect.gen(function*() {
+      const { a } = yield* clients
+      const lease = yield* a.acquire("k")
+      yield* lease.handOff
+      assert.deepInclude({ ...(yield* Effect.flip(lease.handOff)) }, { _tag: "LockLost", reason: "HandedOff" })
+    })
+  )
+
+  test(
+    "a hand-off inside withLock does not interrupt the body",
+    Effect.gen(function*() {
+      const { a, b } = yield* clients
+      const ticket = yield* a.withLock(
+        Effect.gen(function*() {
+          const lease = yield* Effect.scoped(Effect.flatMap(a.acquire("k"), (lease) => lease.handOff))
+          return lease
+        }),
+        "k"
+      )
+      assert.isAbove((yield* b.adopt(ticket)).token, ticket.token)
+    })
+  )
+})
+
+describe("takeover", () => {
+  test(
+    "G4: the evicted holder's work is interrupted at once and fails with LockLost(TakenOver)",
+    Effect.gen(function*() {
+      const { a, b } = yield* clients
+      const interrupted = yield* Deferred.make<void>()
+      const body = Effect.never.pipe(Effect.onInterrupt(() => Deferred.succeed(interrupted, undefined)))
+      const work = yield* Effect.forkChild(a.withLock(body, "k"), { startImmediately: true })
+      const lease = yield* b.takeover("k")
+      yield* Deferred.await(interrupted)
+      const error = yield* Effect.flip(Fiber.join(work))
+      assert.deepInclude({ ...error }, { _tag: "LockLost", reason: "TakenOver" })
+      assert.isAbove(lease.token, (error as { readonly token: number }).token)
+      assert.isTrue(yield* lease.isValid)
+    })
+  )
+
+  test(
+    "passes everybody who waits, who enter after it in their order",
+    Effect.gen(function*() {
+      const { a, b } = yield* clients
+      const order: Array<string> = []
+      const record = (name: string) => Effect.sync(() => void order.push(name))
+      const holder = yield* Effect.forkChild(a.withLock(Effect.never, "k"), { startImmediately: true })
+      const first = yield* Effect.forkChild(a.withLock(record("first"), "k"), { startImmediately: true })
+      const second = yield* Effect.forkChild(b.withLock(record("second"), "k"), { startImmediately: true })
+      yield* Effect.scoped(Effect.andThen(b.takeover("k"), record("takeover")))
+      yield* Fiber.await(holder)
+      yield* Fiber.join(first)
+      yield* Fiber.join(second)
+      assert.deepStrictEqual(order, ["takeover", "first", "second"])
+    })
+  )
+
+  test(
+    "takes a free key like any other",
+    Effect.gen(function*() {
+      const { a, b, store } = yield* clients
+      yield* Effect.scoped(a.takeover("k"))
+      assert.lengthOf((yield* store.inspect("k")).holders, 0)
+      assert.isTrue((yield* Effect.scoped(b.tryAcquire("k")))._tag === "Some")
+    })
+  )
+})
