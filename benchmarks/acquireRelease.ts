@@ -68,7 +68,7 @@ const program = Effect.gen(function*() {
       ["64 callers, own keys · withLock", yield* many(locked)],
       ["8 callers, one key, first come first served · withLock", yield* contended]
     ] as const
-    if (round > 0) for (const [name, micros] of results) record(name, micros)
+    if (round > 0) { for (const [name, micros] of results) record(name, micros) }
   }
   const base = median(rows["one caller · raw ioredis"]!)
   const baseMany = median(rows["64 callers, own keys · raw ioredis"]!)

@@ -64,7 +64,7 @@ describe("documentation", () => {
 
   it("names every option, error, reason and metric", () => {
     const text = prose("README.md")
-    const errors = Object.keys(LockError).filter((name) => name.startsWith("Lock"))
+    const errors = Object.keys(LockError).filter((name) => /^(Lock|Ticket)/.test(name))
     const metrics = Object.values(LockMetrics).map(({ id }) => id)
     const names = [...Object.keys(LockOptions.defaults), ...errors, ...LockError.LossReason.literals, ...metrics]
     assert.isAbove(names.length, 25)

@@ -58,7 +58,7 @@ import * as regions from "./internal/region.ts"
 import type { Lease } from "./Lease.ts"
 import type { LeaseTicket } from "./LeaseTicket.ts"
 import {
-  LockClosed,
+  type LockClosed,
   LockDeadlock,
   type LockError,
   type LockInvalid,
@@ -320,8 +320,7 @@ export const takeover = (
 export const adopt = (
   ticket: LeaseTicket,
   options?: LockOptions.LockOptions
-): Effect.Effect<Lease, TryError | TicketRefused, Lock | Scope.Scope> =>
-  Lock.use((lock) => lock.adopt(ticket, options))
+): Effect.Effect<Lease, TryError | TicketRefused, Lock | Scope.Scope> => Lock.use((lock) => lock.adopt(ticket, options))
 
 /**
  * Who holds a key and who waits for it, in the order in which they will be granted.
@@ -462,7 +461,6 @@ const make = Effect.fnUntraced(function*(
       const askedAt = nowUnsafe(clock)
 
       const again: Effect.Effect<Entered, EnterError> = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
-        if (client.closed) return Effect.fail(new LockClosed({ key }))
         const region = regions.find(claim.surroundings, regionId(key))
         if (region !== undefined) {
           const turn = new regions.Turn(asker, claim.scope, claim.isBody)
@@ -551,27 +549,33 @@ const make = Effect.fnUntraced(function*(
     options: LockOptions.LockOptions | undefined,
     how: holdings.Ask<E>
   ): Effect.Effect<Lease, EnterError | LockInvalid | E, Scope.Scope> =>
-    withClaim(key, options, ({ asker, options }) =>
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.Scope, (scope) =>
-          Clock.clockWith((clock) => {
-            const owner = Scope.forkUnsafe(scope)
-            const holding = new holdings.Holding(client, key, options, clock, nowUnsafe(clock))
-            const hold = { asker, scope, holding }
-            remember(key, hold)
-            return Scope.addFinalizer(owner, Effect.sync(() => forget(key, hold))).pipe(
-              Effect.andThen(restore(traceAcquire(holding, holdings.open(holding, owner, how)))),
-              Effect.map(() => makeLease({ holding, nested: undefined })),
-              Effect.onError((cause) => Scope.close(owner, Exit.failCause(cause)))
-            )
-          }))
-      ))
+    withClaim(
+      key,
+      options,
+      ({ asker, options }) =>
+        Effect.uninterruptibleMask((restore) =>
+          Effect.flatMap(Scope.Scope, (scope) =>
+            Clock.clockWith((clock) => {
+              const owner = Scope.forkUnsafe(scope)
+              const holding = new holdings.Holding(client, key, options, clock, nowUnsafe(clock))
+              const hold = { asker, scope, holding }
+              remember(key, hold)
+              return Scope.addFinalizer(owner, Effect.sync(() => forget(key, hold))).pipe(
+                Effect.andThen(restore(traceAcquire(holding, holdings.open(holding, owner, how)))),
+                Effect.map(() => makeLease({ holding, nested: undefined })),
+                Effect.onError((cause) => Scope.close(owner, Exit.failCause(cause)))
+              )
+            }))
+        )
+    )
 
   const runInBackground = yield* FiberSet.makeRuntime<never, void, never>()
   yield* store.onLoss((loss) => {
     for (const holding of client.holdings) {
       if (loss._tag === "TakenOver" && holding.holderId === loss.holderId) holding.lose("TakenOver")
-      if (loss._tag === "InDoubt" && (loss.key ?? holding.key) === holding.key) runInBackground(holdings.verify(holding))
+      if (loss._tag === "InDoubt" && (loss.key ?? holding.key) === holding.key) {
+        runInBackground(holdings.verify(holding))
+      }
     }
   })
 

@@ -111,7 +111,15 @@ export class LockStoreError extends Schema.TaggedError<LockStoreError>()("LockSt
  * @category models
  * @since 0.1.0
  */
-export const LossReason = Schema.Literals(["Expired", "NotHeld", "MaxHold", "Released", "Closed", "TakenOver", "HandedOff"])
+export const LossReason = Schema.Literals([
+  "Expired",
+  "NotHeld",
+  "MaxHold",
+  "Released",
+  "Closed",
+  "TakenOver",
+  "HandedOff"
+])
 
 /**
  * @category models

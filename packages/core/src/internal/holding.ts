@@ -264,9 +264,21 @@ export const handOff = (holding: Holding): Effect.Effect<LeaseTicket, LockLost |
       client.nursery.remove(holding)
       if (holding.keeperFiber !== undefined) yield* Fiber.interrupt(holding.keeperFiber)
       yield* failIf(() => holding.check())
-      const transfer = yield* restore(client.store.transfer(holding, ticketId)).pipe(
-        Effect.onError(() => Effect.sync(() => client.nursery.add(holding)))
+      // Not renewed any more, but still watched: no reply may be waited for beyond the deadline (G3).
+      const { renewEvery } = holding
+      holding.renewEvery = Infinity
+      client.nursery.add(holding)
+      const transfer = yield* restore(
+        Effect.raceFirst(Deferred.await(holding.over), client.store.transfer(holding, ticketId))
+      ).pipe(
+        Effect.onError(() =>
+          Effect.sync(() => {
+            holding.renewEvery = renewEvery
+            client.nursery.add(holding)
+          })
+        )
       )
+      client.nursery.remove(holding)
       if (transfer._tag === "NotHeld") {
         holding.lose("NotHeld")
         return yield* Effect.fail(holding.loss!)

@@ -4,7 +4,7 @@
 import { Context, Effect, Exit, Layer, type Scope } from "effect"
 import { Lock, LockError, type LockOptions, LockStore } from "../../src/index.ts"
 
-export type Verb = "attempt" | "renew" | "release" | "abandon"
+export type Verb = "attempt" | "renew" | "release" | "abandon" | "takeover" | "transfer" | "adopt"
 
 type Answer<A> = Effect.Effect<A, LockError.LockStoreError>
 
@@ -24,6 +24,9 @@ export interface TestStore {
     renew?: Fault<LockStore.Confirmation> | undefined
     release?: Fault<LockStore.Confirmation> | undefined
     abandon?: Fault<LockStore.Standing> | undefined
+    takeover?: Fault<LockStore.Grant> | undefined
+    transfer?: Fault<LockStore.Transfer> | undefined
+    adopt?: Fault<LockStore.Adoption> | undefined
     inspect?: Fault<LockStore.KeyState> | undefined
   }
   /** The keys' state, past all faults. */
@@ -58,7 +61,12 @@ export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(fun
           (answer) => answer,
           () => store.releases.push({ lease, keepFor })
         ),
-      abandon: (key, holderId) => recorded("abandon", memory.abandon(key, holderId), () => "done", () => {}),
+      abandon: (key, holderId) => recorded("abandon", memory.abandon(key, holderId), () => "done"),
+      takeover: (request) =>
+        recorded("takeover", memory.takeover(request), () => "Granted", () => store.requests.push(request)),
+      transfer: (lease, ticketId) => recorded("transfer", memory.transfer(lease, ticketId), ({ _tag }) => _tag),
+      adopt: (ticket, request) =>
+        recorded("adopt", memory.adopt(ticket, request), ({ _tag }) => _tag, () => store.requests.push(request)),
       inspect: (key) =>
         Effect.suspend(() => {
           const run = memory.inspect(key)
@@ -67,7 +75,12 @@ export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(fun
     }
   }
 
-  const recorded = <A>(verb: Verb, run: Answer<A>, describe: (answer: A) => string, onSent: () => void): Answer<A> =>
+  const recorded = <A>(
+    verb: Verb,
+    run: Answer<A>,
+    describe: (answer: A) => string,
+    onSent = () => {}
+  ): Answer<A> =>
     Effect.suspend(() => {
       const index = counts.get(verb) ?? 0
       counts.set(verb, index + 1)
