@@ -38,6 +38,7 @@ export default defineConfig({
       project("redis", "packages/redis"),
       project("test-utils", "packages/test-utils"),
       project("examples", "examples"),
+      project("models", "models"),
       { ...project("docs", ".doctest", "**/*.test.ts"), plugins: [mapDoctestsToDocuments()] }
     ]
   }

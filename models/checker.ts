@@ -57,7 +57,7 @@ export const check = <State>(model: Model<State>): Report => {
   const storyOf = (target: number): ReadonlyArray<string> => {
     const path: Array<number> = []
     for (let at = target; at >= 0; at = parent[at]!) path.unshift(ordinal[at]!)
-    let state = model.initial[path[0]!]!
+    let state = model.initial[path[0]!] as State
     return path.slice(1).map((taken) => {
       const [name, next] = steps(state)[taken]!
       state = next
@@ -90,9 +90,10 @@ export const check = <State>(model: Model<State>): Report => {
   })
 
   model.initial.forEach((state, index) => visit(state, -1, index))
+  if (violated !== undefined) return report(0, [])
   let depth = 0
   let number = 0
-  while (frontier.length > 0 && violated === undefined) {
+  while (frontier.length > 0) {
     const level = frontier
     frontier = []
     for (const state of level) {
@@ -109,7 +110,6 @@ export const check = <State>(model: Model<State>): Report => {
     }
     if (frontier.length > 0) depth++
   }
-  if (violated !== undefined) return report(0, [])
   if (liveness === undefined) return report(depth, [])
 
   first.push(edges.length)
@@ -131,7 +131,7 @@ export const check = <State>(model: Model<State>): Report => {
     )
     if (isFair) {
       violated = "liveness"
-      const around = taken.size === 0 ? "nothing, for ever" : Array.from(taken, (name) => names[name]).join(", ")
+      const around = taken.size === 0 ? "nothing" : Array.from(taken, (name) => names[name]).join(", ")
       return report(depth, [...storyOf(Math.min(...component)), `for ever: ${around}`])
     }
   }

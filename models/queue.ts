@@ -78,7 +78,7 @@ interface Waiter {
   readonly signal: PushedGrant | "LookAgain" | undefined
   readonly token: number
   readonly validUntil: number
-  /** Not of the protocol: the first place it was given, for the invariant. */
+  /** The first place it was given. Only for the invariant. */
   readonly firstTicket: number
 }
 
@@ -136,8 +136,8 @@ interface State {
   waiters: ReadonlyArray<Waiter>
   clients: ReadonlyArray<Client>
   network: ReadonlyArray<Message>
-  /** Waiters whose attempt was executed when they did not wait any more. Not of the protocol: for the invariants. */
-  orphans: ReadonlyArray<number>
+  /** Waiters, as a set of bits, whose attempt was executed when they did not wait any more. Only for the invariants. */
+  orphans: number
   late: number
   twice: number
   interrupts: number
@@ -181,7 +181,7 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
     switch (command._tag) {
       case "attempt": {
         const { id, place, sentAt } = command
-        if (!state.waiters[id]!.inRoom) state.orphans = [...state.orphans.filter((it) => it !== id), id].toSorted()
+        if (!state.waiters[id]!.inRoom) state.orphans |= 1 << id
         pump(state)
         const grant = server.grant
         if (grant === undefined) {
@@ -314,7 +314,7 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
   const abandonAgain = (state: State, id: number): void => {
     if (state.clients[clientOf(id)]!.state === "dead") return
     execute(state, { _tag: "abandon", id })
-    state.orphans = state.orphans.filter((it) => it !== id)
+    state.orphans &= ~(1 << id)
   }
 
   /** A lease that is lost tidies up in the background: at once, here. */
@@ -434,8 +434,11 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
       }
       if (phase !== "inside") return
       if (now < validUntil) {
-        call(`${id} releases`, { _tag: "release", id, token }, (next) =>
-          update(next, id, { phase: "over", sentAt: undefined }))
+        call(
+          `${id} releases`,
+          { _tag: "release", id, token },
+          (next) => update(next, id, { phase: "over", sentAt: undefined })
+        )
         if (validUntil < now + ttl && sentAt !== now) {
           const command = { _tag: "renew", id, token, sentAt: now } as const
           call(`${id} renews`, command, (next) => update(next, id, { sentAt: now }))
@@ -470,7 +473,9 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
           next.deaths--
           next.clients = next.clients.with(c, { ...client, state: "dead" })
           waiters.forEach((_, id) => {
-            if (clientOf(id) === c) update(next, id, { phase: "over", sentAt: undefined, inRoom: false, isQueued: false })
+            if (clientOf(id) === c) {
+              update(next, id, { phase: "over", sentAt: undefined, inRoom: false, isQueued: false })
+            }
           })
         })
       }
@@ -546,7 +551,7 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
       })),
       clients: Array.from(new Set(setting.waiters), () => ({ state: "running", lastBeat: 0 })),
       network: [],
-      orphans: [],
+      orphans: 0,
       late: setting.late,
       twice: setting.twice,
       interrupts: setting.interrupts,
@@ -563,12 +568,12 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
         server.queue.every(({ id }) => server.clients[clientOf(id)]!.aliveUntil <= now),
       "who has left has left nothing": ({ clients, network, orphans, server, waiters }) =>
         waiters.every(({ phase }, id) =>
-          phase !== "over" || clients[clientOf(id)]!.state === "dead" || orphans.includes(id) ||
+          phase !== "over" || clients[clientOf(id)]!.state === "dead" || isIn(orphans, id) ||
           network.some((it) => it._tag === "command" && "id" in it.command && it.command.id === id) ||
           (server.grant?.id !== id && !server.queue.some((it) => it.id === id))
         ),
       "places are kept": ({ orphans, server, waiters }) =>
-        server.queue.every(({ id, ticket }) => ticket === waiters[id]!.firstTicket || orphans.includes(id))
+        server.queue.every(({ id, ticket }) => ticket === waiters[id]!.firstTicket || isIn(orphans, id))
     },
     liveness: {
       goal: ({ waiters }) => waiters.every(({ phase }) => phase === "over"),
@@ -577,6 +582,8 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
     }
   }
 }
+
+const isIn = (set: number, id: number): boolean => (set & 1 << id) !== 0
 
 /** Only how far off a moment is counts, and the order of tokens and tickets. */
 const keyOf = (state: State): string => {
@@ -603,14 +610,14 @@ const keyOf = (state: State): string => {
       const { reply } = message
       if ("token" in reply) tokens.add(reply.token)
       if ("ticket" in reply) tickets.add(reply.ticket)
-      if ("offers" in reply) for (const { token } of reply.offers) tokens.add(token)
+      if ("offers" in reply) { for (const { token } of reply.offers) tokens.add(token) }
     }
   }
   tokens.add(0)
   tickets.add(0)
   const rank = (numbers: Set<number>) => {
     const order = Array.from(numbers).toSorted((a, b) => a - b)
-    return (number: number) => order.indexOf(number)
+    return (number: number) => String.fromCharCode(48 + order.indexOf(number))
   }
   const tokenRank = rank(tokens)
   const ticketRank = rank(tickets)
@@ -624,7 +631,9 @@ const keyOf = (state: State): string => {
     const isKnown = server.queue.some((it) => it.id === id)
     text += `|${phase.slice(0, 2)}`
     if (pending(waiter)) {
-      text += `${ago(sentAt)}${inRoom ? 1 : 0}${isQueued ? 1 : 0}${ticketRank(ticket)}${tokenRank(token)}${ahead(validUntil)}`
+      text += `${ago(sentAt)}${inRoom ? 1 : 0}${isQueued ? 1 : 0}${ticketRank(ticket)}${tokenRank(token)}${
+        ahead(validUntil)
+      }`
       if (signal !== undefined) {
         text += signal === "LookAgain" ? "L" : `${tokenRank(signal.token)}${ago(signal.sentAt)}${signal.ttl}`
       }
@@ -647,10 +656,11 @@ const keyOf = (state: State): string => {
     if ("done" in content) it += content.done
     if ("ids" in content) it += content.ids.join("")
     if ("offers" in content) {
-      it += content.offers.map(({ id, left, token }) => `${id}.${tokenRank(token)}.${left}`).join() + content.unknown.join("")
+      it += content.offers.map(({ id, left, token }) => `${id}.${tokenRank(token)}.${left}`).join() +
+        content.unknown.join("")
     }
     return it
   })
-  text += `|${messages.toSorted().join(" ")}|${orphans.join("")}`
+  text += `|${messages.toSorted().join(" ")}|${orphans}`
   return `${text}|${state.late}${state.twice}${state.interrupts}${state.pauses}${state.deaths}`
 }

@@ -1,33 +1,33 @@
 /**
- * The fencing tokens of a quorum of voters: `QuorumLockStore`, docs/protocol.md. No clock anywhere: a lock key may vanish at
- * any moment, for whatever reason, and replies and commands are as late as they like. Voters keep their memory here;
- * `quorumMemory.ts` is about those that lose it.
+ * The fencing tokens of a quorum of voters: quorumScripts.ts and quorumBallot.ts of packages/redis. No clock anywhere: a vote
+ * may end at any moment, for whatever reason, and commands and replies are as late as they like. Voters keep their memory
+ * here; `quorumMemory.ts` is about those that lose it, `quorumLease.ts` about exclusion.
  */
 import type { Model, Step } from "./checker.ts"
 
 export interface Variant {
   readonly attempts: number
-  /** How many ACQ commands may be executed a second time (a client that sends again what was not answered). */
+  /** How often `acquire` is executed a second time, because a client sends again what was not answered. */
   readonly duplicates: number
-  /** Whether clients pass on the highest counter they know of, as `floor` of ACQ. */
+  /** Whether clients pass on the highest counter they know of, as `floor`. */
   readonly floors: boolean
-  /** Whether leases are healed: voters that lost theirs are given it anew. */
+  /** Whether a lease is given votes where it has none any more. */
   readonly heals: boolean
   readonly writeBack: "ifStillHeld" | "always" | "never"
   /** Confirmations count only at voters whose grant was known when the maximum was taken. */
   readonly onlyUsed: boolean
-  /** The lock key's value is `nonce:c`, not just `nonce`. */
-  readonly grantInLock: boolean
+  /** Whether the vote says which counter it was given, beside the nonce. */
+  readonly counterInLock: boolean
 }
 
 export const protocol: Variant = {
   attempts: 2,
-  duplicates: 1,
+  duplicates: 0,
   floors: false,
   heals: false,
   writeBack: "ifStillHeld",
   onlyUsed: true,
-  grantInLock: true
+  counterInLock: true
 }
 
 const voters = [0, 1, 2] as const
@@ -35,15 +35,16 @@ const majority = 2
 const nobody = -1
 
 interface Voter {
-  /** The attempt whose nonce is in the lock key, and the counter that is beside it. */
+  /** `n`, as the attempt that it belongs to, and `k`. */
   readonly lock: number
   readonly lockCounter: number
+  /** `c` */
   readonly counter: number
 }
 
 interface Attempt {
   readonly phase: "new" | "asking" | "writing" | "done"
-  /** What ACQ has answered, by voter; 0 where it was not executed. */
+  /** What `acquire` has answered, by voter; 0 where it was not executed. */
   readonly granted: ReadonlyArray<number>
   /** The voters whose grants the maximum was taken of, and those that confirm it. Sets of bits, as `before` is. */
   readonly used: number
@@ -100,12 +101,12 @@ export const model = (variant: Variant): Model<State> => ({
   }
 })
 
-// A floor between none and the highest counter of all would be a counter that some voter could have had.
+// None, or the highest counter of all.
 const floorsOf = (variant: Variant, state: State): ReadonlyArray<number> =>
   variant.floors ? [0, Math.max(...state.voters.map((it) => it.counter))] : [0]
 
 /**
- * ACQ at a voter where nobody holds the lock. An attempt counts as begun when the first is executed: the latest moment there
+ * `acquire` at a voter whose vote nobody has. An attempt counts as begun when the first is executed: the latest moment there
  * is, and so the strictest. One executed when the client no longer waits for it takes the lock all the same.
  */
 const acquire = (steps: Array<Step<State>>, state: State, a: number, v: number, floor: number): void => {
@@ -115,7 +116,7 @@ const acquire = (steps: Array<Step<State>>, state: State, a: number, v: number, 
   const c = Math.max(counter, floor) + 1
   const before = attempt.phase === "new" ? setOf(state.attempts, (it) => it.phase === "done") : attempt.before
   steps.push([
-    `ACQ ${a} at ${v} grants ${c}`,
+    `acquire ${a} at ${v} grants ${c}`,
     {
       ...state,
       voters: state.voters.with(v, { lock: a, lockCounter: c, counter: c }),
@@ -129,7 +130,7 @@ const acquire = (steps: Array<Step<State>>, state: State, a: number, v: number, 
   ])
 }
 
-/** The same ACQ a second time, after what it took has vanished: either reply may be the one that the client gets. */
+/** The same `acquire` a second time, after what it took has vanished: either reply may be the one that the client gets. */
 const acquireAgain = (steps: Array<Step<State>>, state: State, a: number, v: number): void => {
   const attempt = state.attempts[a]!
   const voter = state.voters[v]!
@@ -140,17 +141,20 @@ const acquireAgain = (steps: Array<Step<State>>, state: State, a: number, v: num
     duplicates: state.duplicates + 1,
     voters: state.voters.with(v, { lock: a, lockCounter: c, counter: c })
   }
-  steps.push([`ACQ ${a} at ${v} again, reply lost`, after])
+  steps.push([`acquire ${a} at ${v} again, reply lost`, after])
   if (attempt.phase === "asking") {
     const granted = attempt.granted.with(v, c)
-    steps.push([`ACQ ${a} at ${v} again, grants ${c}`, {
+    steps.push([`acquire ${a} at ${v} again, grants ${c}`, {
       ...after,
       attempts: state.attempts.with(a, { ...attempt, granted })
     }])
   }
 }
 
-/** The client has a majority of grants, or more, and takes their maximum; where that was granted, it needs no WB. */
+/**
+ * `decide` of quorumBallot.ts: the client has a majority of grants, or more, and takes their maximum; a voter that granted
+ * just that confirms it already.
+ */
 const decide = (steps: Array<Step<State>>, variant: Variant, state: State, a: number): void => {
   const attempt = state.attempts[a]!
   const granted = setOf(attempt.granted, (it) => it !== 0)
@@ -168,19 +172,25 @@ const decide = (steps: Array<Step<State>>, variant: Variant, state: State, a: nu
   }
 }
 
-/** WB: raises the voter's counter to the token if the lock key still has exactly what ACQ has put there. */
+/**
+ * `writeBack`: raises the voter's counter to the token if its vote is still the one that was given. Where the grant came too
+ * late to be counted, that is done as well (`spread`), and confirms nothing.
+ */
 const writeBack = (steps: Array<Step<State>>, variant: Variant, state: State, a: number, v: number): void => {
   const attempt = state.attempts[a]!
   const voter = state.voters[v]!
-  const isAsked = attempt.phase === "writing" || (attempt.phase === "done" && variant.writeBack !== "never")
-  if (!isAsked || has(attempt.confirmed, v) || (variant.onlyUsed && !has(attempt.used, v))) return
+  const isDecided = attempt.phase === "writing" || attempt.phase === "done"
+  if (!isDecided || variant.writeBack === "never" || has(attempt.confirmed, v)) return
   if (variant.writeBack === "ifStillHeld") {
-    if (voter.lock !== a || (variant.grantInLock && voter.lockCounter !== attempt.granted[v])) return
+    if (voter.lock !== a || (variant.counterInLock && voter.lockCounter !== attempt.granted[v])) return
   }
-  const confirmed = attempt.confirmed | 1 << v
+  const confirms = has(attempt.used, v) || !variant.onlyUsed
+  const confirmed = confirms ? attempt.confirmed | 1 << v : attempt.confirmed
   const phase = size(confirmed) >= majority ? "done" : attempt.phase
   steps.push([
-    `WB ${a} of ${attempt.token} at ${v}${phase === attempt.phase ? "" : ", done"}`,
+    `writeBack ${a} of ${attempt.token} at ${v}${confirms ? "" : ", not counted"}${
+      phase === attempt.phase ? "" : ", done"
+    }`,
     {
       ...state,
       voters: state.voters.with(v, { ...voter, counter: Math.max(voter.counter, attempt.token) }),
@@ -189,21 +199,21 @@ const writeBack = (steps: Array<Step<State>>, variant: Variant, state: State, a:
   ])
 }
 
-/** HEAL: the vote of a lease where there is none, with the token for a counter. Not even a majority is asked for here. */
+/** `heal`: the vote of a lease where there is none, with the token for a counter. Not even a majority is asked for here. */
 const heal = (steps: Array<Step<State>>, state: State, a: number, v: number): void => {
   const { phase, token } = state.attempts[a]!
   const { counter, lock } = state.voters[v]!
   if (phase !== "done" || lock !== nobody) return
   const healed: Voter = { lock: a, lockCounter: token, counter: Math.max(counter, token) }
-  steps.push([`HEAL ${a} at ${v}`, { ...state, voters: state.voters.with(v, healed) }])
+  steps.push([`heal ${a} at ${v}`, { ...state, voters: state.voters.with(v, healed) }])
 }
 
-/** The lock key goes: its ttl is over, its owner has sent REL, or somebody has deleted it. */
+/** The vote ends: its time is over, `release` takes it back, a later round of its holder replaces it, or it is deleted. */
 const expire = (steps: Array<Step<State>>, state: State, v: number): void => {
   const voter = state.voters[v]!
   if (voter.lock === nobody) return
   steps.push([
-    `lock at ${v} vanishes`,
+    `vote of ${v} ends`,
     { ...state, voters: state.voters.with(v, { ...voter, lock: nobody, lockCounter: 0 }) }
   ])
 }
@@ -215,25 +225,28 @@ const size = (set: number): number => voters.filter((v) => has(set, v)).length
 const setOf = <A>(items: ReadonlyArray<A>, belongs: (item: A, index: number) => boolean): number =>
   items.reduce((set, item, index) => belongs(item, index) ? set | 1 << index : set, 0)
 
+/** One character each, so that no two texts can mean the same. */
+const digit = (number: number): string => String.fromCharCode(48 + number)
+
 /** Voters are interchangeable, and so are attempts: of all ways to number them, the one with the smallest text. */
 const keyOf = (count: number) => {
   const orders = permutations(Array.from({ length: count }, (_, a) => a))
   return ({ attempts, duplicates, voters }: State): string => {
+    const cells = attempts.map(({ confirmed, granted, used }) =>
+      voters.map((_, v) => digit(granted[v]!) + digit((has(used, v) ? 1 : 0) + (has(confirmed, v) ? 2 : 0)))
+    )
     let smallest: string | undefined
     for (const order of orders) {
-      const place = (a: number) => a === nobody ? 9 : order.indexOf(a)
-      const columns = voters.map((voter, v) => {
-        let column = `${voter.counter}${place(voter.lock)}${voter.lockCounter}`
-        for (const a of order) {
-          const { confirmed, granted, used } = attempts[a]!
-          column += `${granted[v]}${(has(used, v) ? 1 : 0) + (has(confirmed, v) ? 2 : 0)}`
-        }
+      const columns = voters.map(({ counter, lock, lockCounter }, v) => {
+        let column = digit(counter) + (lock === nobody ? "-" : digit(order.indexOf(lock))) + digit(lockCounter)
+        for (const a of order) column += cells[a]![v]
         return column
       })
-      let text = columns.toSorted().join(" ") + duplicates
+      let text = `${columns.toSorted().join("")}${digit(duplicates)}`
       for (const a of order) {
         const { before, phase, token } = attempts[a]!
-        text += `${phase[0]}${token}${order.map((b) => has(before, b) ? 1 : 0).join("")}`
+        text += phase[0]! + digit(token)
+        for (const b of order) text += has(before, b) ? "<" : " "
       }
       if (smallest === undefined || text < smallest) smallest = text
     }

@@ -17,10 +17,12 @@ export interface Variant {
   readonly validFrom: "sending" | "decision"
   /** What a vote is taken back by, when a ballot is not won. */
   readonly takeBackBy: "nonce" | "holder"
-  /** Whether a late ACQ of an earlier round takes the vote from a later one. */
+  /** Whether a late `acquire` of an earlier round takes the vote from a later one. */
   readonly earlierRoundsOvertake: boolean
-  /** Whether EXT makes a vote where there is none. */
+  /** Whether `extend` makes a vote where there is none. */
   readonly extendCreates: boolean
+  /** Whether a voter that gives no votes yet is healed. */
+  readonly healsInQuarantine: boolean
 }
 
 export const protocol: Variant = {
@@ -32,7 +34,8 @@ export const protocol: Variant = {
   validFrom: "sending",
   takeBackBy: "nonce",
   earlierRoundsOvertake: false,
-  extendCreates: false
+  extendCreates: false,
+  healsInQuarantine: false
 }
 
 const voters = [0, 1, 2] as const
@@ -46,21 +49,21 @@ interface Voter {
   readonly votesFrom: number
 }
 
-/** A command to one voter: not sent, under way, or executed. */
-type Command = "-" | "sent" | "done"
+/** By voter, whether a command is still to be executed there. */
+type Commands = ReadonlyArray<boolean>
 
 interface Ballot {
   readonly phase: "new" | "asking" | "inside" | "over"
   readonly sentAt: number
   readonly validUntil: number
-  /** By voter. */
-  readonly asked: ReadonlyArray<Command>
-  readonly granted: ReadonlyArray<boolean>
-  readonly takenBack: ReadonlyArray<Command>
+  readonly acquire: Commands
+  readonly extend: Commands
+  readonly heal: Commands
+  readonly takeBack: Commands
+  /** What was done of what the client waits for: votes given, or extended. */
+  readonly counted: ReadonlyArray<boolean>
   /** The renewal under way, or -1. */
   readonly renewedAt: number
-  readonly extended: ReadonlyArray<"-" | "sent" | "done" | "denied">
-  readonly healed: ReadonlyArray<Command>
 }
 
 interface State {
@@ -71,7 +74,7 @@ interface State {
   readonly restarts: number
 }
 
-const all = <A>(value: A): ReadonlyArray<A> => voters.map(() => value)
+const all = (value: boolean): ReadonlyArray<boolean> => voters.map(() => value)
 
 export const model = (variant: Variant): Model<State> => {
   const { ttl } = variant
@@ -91,68 +94,66 @@ export const model = (variant: Variant): Model<State> => {
     }
     /** `end` of a ballot, or the release of a lease: sent to all, because all may have voted or may do so yet. */
     const end = (name: string, b: number, ballot: Ballot): void =>
-      client(name, b, { ...ballot, phase: "over", renewedAt: nobody, takenBack: all("sent") })
+      client(name, b, { ...ballot, phase: "over", renewedAt: nobody, counted: all(false), takeBack: all(true) })
 
     ballots.forEach((ballot, b) => {
-      const earlier = ballots.findIndex((it, e) => e < b && holderOf(e) === holderOf(b) && it.phase !== "over")
-      switch (ballot.phase) {
-        case "new":
-          if (earlier === -1) client(`cast ${b}`, b, { ...ballot, phase: "asking", sentAt: now, asked: all("sent") })
-          break
-        case "asking": {
-          const from = variant.validFrom === "sending" ? ballot.sentAt : now
-          if (ballot.granted.filter(Boolean).length >= majority && now < from + ttl) {
-            client(`${b} enters`, b, { ...ballot, phase: "inside", validUntil: from + ttl })
-          }
-          end(`${b} is not won`, b, ballot)
-          break
+      const { counted, phase, renewedAt, sentAt, validUntil } = ballot
+      const isMajority = counted.filter(Boolean).length >= majority
+      const isBusy = ballots.some((it, e) => e < b && holderOf(e) === holderOf(b) && it.phase !== "over")
+      // Holders are interchangeable where each has one ballot: they begin in order.
+      const isTurn = variant.ballots.length > new Set(variant.ballots).size || ballots[b - 1]?.phase !== "new"
+      if (phase === "new" && !isBusy && isTurn) {
+        client(`cast ${b}`, b, { ...ballot, phase: "asking", sentAt: now, acquire: all(true) })
+      }
+      if (phase === "asking") {
+        const from = variant.validFrom === "sending" ? sentAt : now
+        if (isMajority && now < from + ttl) {
+          client(`${b} enters`, b, { ...ballot, phase: "inside", validUntil: from + ttl, counted: all(false) })
         }
-        case "inside": {
-          end(`${b} is released`, b, ballot)
-          if (now >= ballot.validUntil) break
-          if (state.renewals < variant.renewals && ballot.renewedAt === nobody) {
-            const renewing: Ballot = { ...ballot, renewedAt: now, extended: all("sent") }
-            const renewals = state.renewals + 1
-            steps.push([`${b} renews`, { ...state, renewals, ballots: ballots.with(b, renewing) }])
-          }
-          if (ballot.renewedAt !== nobody && ballot.extended.filter((it) => it === "done").length >= majority) {
-            const healed = ballot.extended.map((it, v): Command => it === "denied" ? "sent" : ballot.healed[v]!)
-            const validUntil = Math.max(ballot.validUntil, ballot.renewedAt + ttl)
-            client(`${b} is renewed`, b, { ...ballot, validUntil, renewedAt: nobody, healed })
-          }
+        end(`${b} is not won`, b, ballot)
+      }
+      if (phase === "inside") {
+        if (now < validUntil && renewedAt === nobody && state.renewals < variant.renewals) {
+          const renewing = { ...ballot, renewedAt: now, extend: all(true) }
+          steps.push([
+            `${b} renews`,
+            { ...state, renewals: state.renewals + 1, ballots: ballots.with(b, renewing) }
+          ])
         }
+        if (now < validUntil && renewedAt !== nobody && isMajority) {
+          client(`${b} is renewed`, b, {
+            ...ballot,
+            validUntil: Math.max(validUntil, renewedAt + ttl),
+            renewedAt: nobody,
+            counted: all(false),
+            heal: counted.map((it, v) => !it || ballot.heal[v]!)
+          })
+        }
+        end(`${b} ends`, b, ballot)
       }
 
+      // A command that would change nothing now is as good as one that is later still.
       for (const v of voters) {
         const voter = state.voters[v]!
         const isLive = voter.vote !== nobody && voter.expiry > now
         const mine: Voter = { ...voter, vote: b, expiry: now + ttl }
-        const none: Voter = { ...voter, vote: nobody, expiry: 0 }
-
-        if (ballot.asked[v] === "sent") {
-          const asked = ballot.asked.with(v, "done")
-          const isOwnRound = isLive && holderOf(voter.vote) === holderOf(b) &&
-            (voter.vote < b || variant.earlierRoundsOvertake)
-          const isGranted = isLive ? voter.vote === b || isOwnRound : now >= voter.votesFrom
-          if (isGranted) {
-            at(`ACQ ${b} at ${v}`, v, mine, b, { ...ballot, asked, granted: ballot.granted.with(v, true) })
-          } else client(`ACQ ${b} at ${v} refused`, b, { ...ballot, asked })
+        const isOfHolder = isLive && holderOf(voter.vote) === holderOf(b)
+        const isLaterRound = voter.vote < b || variant.earlierRoundsOvertake
+        if (ballot.acquire[v] && (isLive ? isOfHolder && isLaterRound : now >= voter.votesFrom)) {
+          const acquire = ballot.acquire.with(v, false)
+          at(`acquire ${b} at ${v}`, v, mine, b, { ...ballot, acquire, counted: counted.with(v, phase === "asking") })
         }
-        if (ballot.takenBack[v] === "sent") {
-          const isMine = isLive &&
-            (variant.takeBackBy === "nonce" ? voter.vote === b : holderOf(voter.vote) === holderOf(b))
-          at(`REL ${b} at ${v}`, v, isMine ? none : voter, b, { ...ballot, takenBack: ballot.takenBack.with(v, "done") })
+        if (ballot.extend[v] && (isLive ? voter.vote === b : variant.extendCreates)) {
+          const longer = { ...mine, expiry: Math.max(voter.expiry, now + ttl) }
+          const extend = ballot.extend.with(v, false)
+          at(`extend ${b} at ${v}`, v, longer, b, { ...ballot, extend, counted: counted.with(v, renewedAt !== nobody) })
         }
-        if (ballot.extended[v] === "sent") {
-          const isThere = (isLive && voter.vote === b) || (!isLive && variant.extendCreates)
-          const extended = ballot.extended.with(v, isThere ? "done" : "denied")
-          const longer = { ...voter, vote: b, expiry: Math.max(voter.expiry, now + ttl) }
-          at(`EXT ${b} at ${v} ${isThere ? "done" : "denied"}`, v, isThere ? longer : voter, b, { ...ballot, extended })
-          // It counts for the renewal that sent it, or for none.
-          if (isThere && ballot.renewedAt !== nobody) at(`EXT ${b} at ${v}, reply lost`, v, longer, b, ballot)
+        if (ballot.heal[v] && !isLive && (now >= voter.votesFrom || variant.healsInQuarantine)) {
+          at(`heal ${b} at ${v}`, v, mine, b, { ...ballot, heal: ballot.heal.with(v, false) })
         }
-        if (ballot.healed[v] === "sent") {
-          at(`HEAL ${b} at ${v}`, v, isLive ? voter : mine, b, { ...ballot, healed: ballot.healed.with(v, "done") })
+        if (ballot.takeBack[v] && (variant.takeBackBy === "nonce" ? isLive && voter.vote === b : isOfHolder)) {
+          const none: Voter = { ...voter, vote: nobody, expiry: 0 }
+          at(`takeBack ${b} at ${v}`, v, none, b, { ...ballot, takeBack: ballot.takeBack.with(v, false) })
         }
       }
     })
@@ -177,12 +178,12 @@ export const model = (variant: Variant): Model<State> => {
         phase: "new",
         sentAt: 0,
         validUntil: 0,
-        asked: all("-"),
-        granted: all(false),
-        takenBack: all("-"),
-        renewedAt: nobody,
-        extended: all("-"),
-        healed: all("-")
+        acquire: all(false),
+        extend: all(false),
+        heal: all(false),
+        takeBack: all(false),
+        counted: all(false),
+        renewedAt: nobody
       })),
       renewals: 0,
       restarts: 0
@@ -203,10 +204,9 @@ const keyOf = (ttl: number) => ({ ballots, now, renewals, restarts, voters }: St
   const columns = voters.map(({ expiry, vote, votesFrom }, v) => {
     let column = expiry > now ? `${vote}${ahead(expiry)}` : "-"
     column += ahead(votesFrom)
-    for (const { asked, extended, granted, healed, phase, takenBack } of ballots) {
-      column += `${asked[v]![0]}${phase === "asking" && granted[v] ? 1 : 0}${takenBack[v]![0]}`
-      column += phase === "inside" || extended[v] === "sent" ? extended[v]!.slice(0, 2) : "-"
-      column += healed[v] === "sent" ? "h" : ""
+    for (const { acquire, counted, extend, heal, takeBack } of ballots) {
+      const flags = [acquire[v], extend[v], heal[v], takeBack[v], counted[v]]
+      column += String.fromCharCode(64 + flags.reduce((sum, flag) => 2 * sum + (flag ? 1 : 0), 0))
     }
     return column
   })

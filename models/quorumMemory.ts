@@ -1,6 +1,6 @@
 /**
- * The tokens of a quorum whose voters may lose their memory: `quorum.ts` with clocks. Voters count with their clocks
- * (`c = max(C + 1, clock)`), attempts end after a while, and a voter that has restarted withholds its vote for a while.
+ * The tokens of a quorum whose voters may lose their memory: `quorum.ts` with clocks. Counters are never below the voter's
+ * clock, attempts end with their ttl, and a voter that has restarted withholds its vote (`withheld` of quorumScripts.ts).
  */
 import type { Model, Step } from "./checker.ts"
 
@@ -18,7 +18,14 @@ export interface Variant {
   readonly restarts: number
 }
 
-export const protocol: Variant = { attempts: 2, hybrid: true, clockError: 1, attemptTime: 2, quarantine: 5, restarts: 1 }
+export const protocol: Variant = {
+  attempts: 2,
+  hybrid: true,
+  clockError: 1,
+  attemptTime: 2,
+  quarantine: 5,
+  restarts: 1
+}
 
 const voters = [0, 1, 2] as const
 const majority = 2
@@ -35,7 +42,7 @@ interface Voter {
 interface Attempt {
   readonly phase: "new" | "asking" | "writing" | "done"
   readonly startedAt: number
-  /** What ACQ has answered, by voter; 0 where it was not executed. */
+  /** What `acquire` has answered, by voter; 0 where it was not executed. */
   readonly granted: ReadonlyArray<number>
   readonly used: number
   readonly confirmed: number
@@ -95,7 +102,7 @@ export const model = (variant: Variant): Model<State> => ({
   }
 })
 
-/** ACQ. Executing it takes time: fewer grants than a counter can tell apart. */
+/** `acquire`. It takes time to execute: there are never more grants than a unit of the clock has numbers. */
 const acquire = (steps: Array<Step<State>>, variant: Variant, state: State, a: number, v: number): void => {
   const attempt = state.attempts[a]!
   const voter = state.voters[v]!
@@ -106,7 +113,7 @@ const acquire = (steps: Array<Step<State>>, variant: Variant, state: State, a: n
     const c = variant.hybrid ? Math.max(voter.counter + 1, clock) : voter.counter + 1
     const isNew = attempt.phase === "new"
     steps.push([
-      `ACQ ${a} at ${v} grants ${c}`,
+      `acquire ${a} at ${v} grants ${c}`,
       {
         ...state,
         now: state.now + 1,
@@ -124,6 +131,7 @@ const acquire = (steps: Array<Step<State>>, variant: Variant, state: State, a: n
   }
 }
 
+/** `decide` of quorumBallot.ts. */
 const decide = (steps: Array<Step<State>>, state: State, a: number): void => {
   const attempt = state.attempts[a]!
   if (attempt.phase !== "asking") return
@@ -138,6 +146,7 @@ const decide = (steps: Array<Step<State>>, state: State, a: number): void => {
   }
 }
 
+/** `writeBack`. */
 const writeBack = (steps: Array<Step<State>>, state: State, a: number, v: number): void => {
   const attempt = state.attempts[a]!
   const voter = state.voters[v]!
@@ -146,7 +155,7 @@ const writeBack = (steps: Array<Step<State>>, state: State, a: number, v: number
   const confirmed = attempt.confirmed | 1 << v
   const phase = size(confirmed) >= majority ? "done" : "writing"
   steps.push([
-    `WB ${a} of ${attempt.token} at ${v}, ${phase}`,
+    `writeBack ${a} of ${attempt.token} at ${v}, ${phase}`,
     {
       ...state,
       voters: state.voters.with(v, { ...voter, counter: Math.max(voter.counter, attempt.token) }),
@@ -155,11 +164,12 @@ const writeBack = (steps: Array<Step<State>>, state: State, a: number, v: number
   ])
 }
 
+/** The vote ends, for whatever reason. */
 const expire = (steps: Array<Step<State>>, state: State, v: number): void => {
   const voter = state.voters[v]!
   if (voter.lock === nobody) return
   steps.push([
-    `lock at ${v} vanishes`,
+    `vote of ${v} ends`,
     { ...state, voters: state.voters.with(v, { ...voter, lock: nobody, lockCounter: 0 }) }
   ])
 }

@@ -1,19 +1,8 @@
 import { RedisServer } from "@effect-lock/test-utils"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Stream } from "effect"
-import { ChildProcess } from "effect/process"
-
-/** Runs the demo as a user does, on what `npm test` or `npm run build` has built. */
-const demo = Effect.fnUntraced(function*(env: Record<string, string>) {
-  const handle = yield* ChildProcess.make(process.execPath, ["quickstart.ts"], {
-    cwd: `${import.meta.dirname}/..`,
-    env: { REDIS_URL: undefined, FORCE_COLOR: undefined, ...env },
-    extendEnv: true
-  })
-  const output = yield* handle.all.pipe(Stream.decodeText(), Stream.mkString)
-  return { output, exitCode: Number(yield* handle.exitCode) }
-}, Effect.scoped)
+import { Effect } from "effect"
+import { run } from "./support/run.ts"
 
 const assertTold = ({ exitCode, output }: { readonly exitCode: number; readonly output: string }) => {
   assert.strictEqual(exitCode, 0, output)
@@ -43,7 +32,7 @@ const assertTold = ({ exitCode, output }: { readonly exitCode: number; readonly 
 describe("examples/quickstart.ts", () => {
   it.live("counts right under the lock and tells of a lost lease, in memory", () =>
     Effect.gen(function*() {
-      const told = yield* demo({})
+      const told = yield* run("quickstart.ts")
       assertTold(told)
       assert.include(told.output, "Locks live in the memory store")
     }).pipe(Effect.provide(NodeServices.layer)))
@@ -51,7 +40,7 @@ describe("examples/quickstart.ts", () => {
   it.live("does the same on Redis, and leaves no key without an expiry", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
-      const told = yield* demo({ REDIS_URL: server.url })
+      const told = yield* run("quickstart.ts", { REDIS_URL: server.url })
       assertTold(told)
       assert.include(told.output, "Locks live in the redis store")
       for (const key of yield* server.keys("*")) {

@@ -58,7 +58,6 @@ import * as regions from "./internal/region.ts"
 import type { Lease } from "./Lease.ts"
 import type { LeaseTicket } from "./LeaseTicket.ts"
 import {
-  type LockClosed,
   LockDeadlock,
   type LockError,
   type LockInvalid,
@@ -413,7 +412,8 @@ const make = Effect.fnUntraced(function*(
     id: yield* randomId,
     store,
     holdings: new Set(),
-    scope: yield* Scope.Scope,
+    // Closed after everything that is forked into it has been waited for.
+    scope: Scope.forkUnsafe(yield* Scope.Scope),
     nursery: new holdings.Nursery(),
     sequence: 0,
     closed: false,

@@ -67,7 +67,8 @@ export class LockTimeout extends Schema.TaggedError<LockTimeout>()("LockTimeout"
  *
  * **Details**
  *
- * - `Timeout`: no answer within the store's own command time-out (`limit`, milliseconds). The command may have run.
+ * - `Timeout`: no answer within `limit` (milliseconds), the store's own `commandTimeout` unless `limitName` names another.
+ *   The command may have run.
  * - `Unavailable`: the store could not be reached, or the connection broke. The command may have run.
  * - `Refused`: the store answered with an error (permission, read-only, out of memory, wrong type).
  *
@@ -78,6 +79,7 @@ export class LockStoreError extends Schema.TaggedError<LockStoreError>()("LockSt
   store: Schema.String,
   operation: Schema.String,
   reason: Schema.Literals(["Timeout", "Unavailable", "Refused"]),
+  limitName: Schema.optional(Schema.String),
   limit: Schema.optional(Schema.Number),
   detail: Schema.optional(Schema.String),
   cause: Schema.optional(Schema.Defect())
@@ -86,7 +88,9 @@ export class LockStoreError extends Schema.TaggedError<LockStoreError>()("LockSt
     const detail = this.detail === undefined ? "" : `: ${this.detail}`
     switch (this.reason) {
       case "Timeout":
-        return `The ${this.store} store did not answer "${this.operation}" within commandTimeout of ${this.limit} ms${detail}`
+        return `The ${this.store} store did not answer "${this.operation}" within ${this.limitName ?? "commandTimeout"} of ${
+          this.limit
+        } ms${detail}`
       case "Unavailable":
         return `The ${this.store} store is unreachable for "${this.operation}"${detail}`
       case "Refused":

@@ -44,6 +44,30 @@ describe("renewal", () => {
       assert.strictEqual(store.count("renew"), 3)
     }))
 
+  it.effect("is in time for each of many leases, however they follow each other", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const due = new Map<string, number>()
+      const sent = new Map<string, number>()
+      store.faults.renew = (run) =>
+        Effect.andThen(
+          Effect.map(now, (time) => {
+            const { key } = store.renewals.at(-1)!.lease
+            if (!sent.has(key)) sent.set(key, time)
+          }),
+          run
+        )
+      for (let i = 0; i < 60; i++) {
+        // Long ones and short ones, in an order that is none.
+        const ttl = 30 + ((i * 7919) % 1000) * 3
+        yield* lock.acquire(`${i}`, { ttl })
+        due.set(`${i}`, (yield* now) + ttl / 3)
+        yield* TestClock.adjust((i * 31) % 5)
+      }
+      yield* TestClock.adjust(1100)
+      assert.deepStrictEqual(Object.fromEntries(sent), Object.fromEntries(due))
+    }))
+
   it.effect("that fails for a while and then works loses nothing", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup({ ttl: 4500 })
@@ -221,6 +245,36 @@ describe("the local deadline", () => {
       }).pipe(Effect.provideService(Clock.Clock, clock))
     }))
 
+  it.effect("G4: no work begins after it, before any timer could fire", () =>
+    Effect.gen(function*() {
+      const { lock } = yield* setup({ ttl })
+      const { clock, jump } = yield* jumpingClock
+      let ran = false
+      const work = Effect.sync(() => void (ran = true))
+      yield* Effect.gen(function*() {
+        const lease = yield* lock.acquire("k")
+        jump(ttl)
+        isLost(yield* Effect.flip(lease.protect(work)), "Expired")
+      }).pipe(Effect.provideService(Clock.Clock, clock))
+      assert.isFalse(ran)
+    }))
+
+  it.effect("G3: is met to the millisecond whatever ttl and drift are, fractions included", () =>
+    Effect.gen(function*() {
+      for (let ttl = 10; ttl < 400; ttl += 13) {
+        const { store } = yield* setup()
+        const driftFactor = (ttl % 7) / 100 + 0.001
+        const lock = yield* makeLock({ ...store, service: { ...store.service, driftFactor } }, { ttl })
+        store.faults.renew = (run, index) => index < 2 ? run : unavailable
+        const start = yield* now
+        const fiber = yield* loseIt(lock)
+        yield* TestClock.adjust(2 * ttl)
+        const { interruptedAt } = yield* Fiber.join(fiber)
+        const confirmedAt = start + 2 * Math.floor(ttl / 3)
+        assert.approximately(interruptedAt, confirmedAt + ttl * (1 - driftFactor), 0.002, `ttl ${ttl}`)
+      }
+    }))
+
   it.effect("tells as the cause what the store answered last", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup({ ttl })
@@ -319,6 +373,17 @@ describe("maxHold", () => {
       assert.include(error.message, "held for maxHold of 10000 ms")
       assert.strictEqual(interruptedAt, 10_000)
       assert.deepStrictEqual((yield* store.inspect("k")).holders, [])
+    }))
+
+  it.effect("ends it in time before the first renewal is due", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl: 30_000, maxHold: 500 })
+      const fiber = yield* loseIt(lock)
+      yield* TestClock.adjust(500)
+      const { error, interruptedAt } = yield* Fiber.join(fiber)
+      isLost(error, "MaxHold")
+      assert.strictEqual(interruptedAt, 500)
+      assert.strictEqual(store.count("renew"), 0)
     }))
 
   it.effect("ends it in time while a renewal gets no answer", () =>

@@ -520,6 +520,17 @@ describe("a stale grant", () => {
       assert.strictEqual(time, ttl)
     }))
 
+  it.effect("after another is no reason to ask for ever: waitTimeout ends that, too", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl })
+      store.faults.attempt = (run) => Effect.tap(run, () => Effect.sleep(ttl))
+      const fiber = yield* Effect.forkChild(Effect.flip(lock.withLock(Effect.void, "k", { waitTimeout: 2.5 * ttl })))
+      yield* TestClock.adjust(10 * ttl)
+      assert.strictEqual((yield* Fiber.join(fiber))._tag, "LockTimeout")
+      assert.strictEqual(store.count("attempt"), 3)
+      assert.deepStrictEqual((yield* store.inspect("k")).holders, [])
+    }))
+
   it.effect("fails a caller who does not wait, with the limit that was hit", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup({ ttl })

@@ -1,7 +1,7 @@
 import { describe, expectTypeOf, it } from "@effect/vitest"
 import type { Config, DateTime, Duration, Layer, Option, Scope } from "effect"
 import { Effect } from "effect"
-import { type Lease, Lock, type LockError, LockOptions, LockStore } from "../src/index.ts"
+import { type Lease, type LeaseTicket, Lock, type LockError, LockOptions, LockStore } from "../src/index.ts"
 
 class BodyError {
   readonly _tag = "BodyError"
@@ -65,6 +65,18 @@ describe("types", () => {
       Effect.Effect<Option.Option<Lease.Lease>, WithoutWaiting, Lock.Lock | Scope.Scope>
     >()
     expectTypeOf(() => lock.acquire("k")).returns.toEqualTypeOf<Effect.Effect<Lease.Lease, Everything, Scope.Scope>>()
+  })
+
+  it("takeover and adopt need a scope, and cannot time out or deadlock", () => {
+    expectTypeOf(() => Lock.takeover("k")).returns.toEqualTypeOf<
+      Effect.Effect<Lease.Lease, WithoutWaiting, Lock.Lock | Scope.Scope>
+    >()
+    expectTypeOf(() => Lock.adopt({} as LeaseTicket.LeaseTicket)).returns.toEqualTypeOf<
+      Effect.Effect<Lease.Lease, WithoutWaiting | LockError.TicketRefused, Lock.Lock | Scope.Scope>
+    >()
+    expectTypeOf(() => lease.handOff).returns.toEqualTypeOf<
+      Effect.Effect<LeaseTicket.LeaseTicket, LockError.LockLost | LockError.LockStoreError>
+    >()
   })
 
   it("inspect fails with what the store or the key is to blame for", () => {

@@ -118,3 +118,17 @@ describe("G12: whichever command goes wrong, nothing is left behind, nobody is i
     }
   }
 })
+
+it.effect("G12: a store that fails an acquisition is reported at once, and tidied up behind the caller's back", () =>
+  Effect.gen(function*() {
+    const store = yield* make
+    // Done, but the reply is lost; and the first tries to tidy up fail, too.
+    store.faults.attempt = (run) => Effect.andThen(run, unavailable)
+    store.faults.abandon = (run, index) => index < 2 ? unavailable : run
+    const lock = yield* makeLock(store, { releaseTimeout: "5 seconds" })
+    const error = yield* Effect.flip(lock.withLock(Effect.void, "k"))
+    assert.strictEqual(error._tag, "LockStoreError")
+    assert.lengthOf((yield* store.inspect("k")).holders, 1)
+    yield* TestClock.adjust("1 second")
+    assert.lengthOf((yield* store.inspect("k")).holders, 0)
+  }))

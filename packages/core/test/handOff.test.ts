@@ -2,6 +2,8 @@ import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Layer, Schema, type Scope } from "effect"
 import { TestClock } from "effect/testing"
 import { LeaseTicket, Lock, LockStore } from "../src/index.ts"
+import { setup, unavailable } from "./support/TestStore.ts"
+import { until } from "./support/time.ts"
 
 // Two clients of one store: two processes, as far as the store can tell.
 const clients = Effect.gen(function*() {
@@ -131,6 +133,61 @@ describe("handOff and adopt", () => {
       assert.isAbove((yield* b.adopt(ticket)).token, ticket.token)
     })
   )
+})
+
+describe("a hand-off that goes wrong", () => {
+  it.effect("G3: work is interrupted at the deadline while the store does not answer", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl: 900 })
+      store.faults.transfer = () => Effect.never
+      const lease = yield* lock.acquire("k")
+      yield* TestClock.adjust(500)
+      const work = yield* Effect.forkChild(Effect.flip(lease.protect(Effect.never)))
+      const handingOff = yield* Effect.forkChild(Effect.flip(lease.handOff))
+      yield* TestClock.adjust(699)
+      assert.isUndefined(work.pollUnsafe())
+      // Renewed at 300.
+      yield* TestClock.adjust(1)
+      assert.deepInclude(yield* Fiber.join(work), { _tag: "LockLost", reason: "Expired" })
+      assert.deepInclude(yield* Fiber.join(handingOff), { _tag: "LockLost", reason: "Expired" })
+    }))
+
+  it.effect("fails, and the lease is renewed as before", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl: 900 })
+      store.faults.transfer = () => unavailable
+      const lease = yield* lock.acquire("k")
+      yield* TestClock.adjust(500)
+      assert.strictEqual((yield* Effect.flip(lease.handOff))._tag, "LockStoreError")
+      yield* TestClock.adjust(5000)
+      assert.isTrue(yield* lease.isValid)
+    }))
+
+  it.effect("is interrupted, and the lease is renewed as before", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl: 900 })
+      store.faults.transfer = () => Effect.never
+      const lease = yield* lock.acquire("k")
+      const handingOff = yield* Effect.forkChild(lease.handOff)
+      yield* until(() => store.count("transfer") === 1)
+      yield* Fiber.interrupt(handingOff)
+      yield* TestClock.adjust(5000)
+      assert.isTrue(yield* lease.isValid)
+    }))
+
+  it.effect("does nothing while it is under way that could renew the lease it gives away", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl: 900 })
+      store.faults.transfer = (run) => Effect.delay(run, 500)
+      const lease = yield* lock.acquire("k")
+      yield* TestClock.adjust(290)
+      const handingOff = yield* Effect.forkChild(lease.handOff)
+      yield* TestClock.adjust(500)
+      yield* Fiber.join(handingOff)
+      yield* TestClock.adjust(5000)
+      assert.strictEqual(store.count("renew"), 0)
+      assert.strictEqual(store.count("release"), 0)
+    }))
 })
 
 describe("takeover", () => {

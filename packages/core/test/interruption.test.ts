@@ -17,6 +17,8 @@ interface Stage {
   readonly work: Effect.Effect<string>
   /** Closes the layer of `lock`. */
   readonly close: Effect.Effect<void>
+  /** After how many requests it was closed. */
+  readonly closed: { after: number }
   /** Stays open until all is checked. */
   readonly wide: Scope.Closeable
   readonly counts: { begun: number; ended: number; inside: number; most: number }
@@ -28,15 +30,18 @@ const stage = Effect.gen(function*() {
   // and executed but not yet answered.
   const slow = <A, E>(run: Effect.Effect<A, E>) =>
     Effect.andThen(Effect.yieldNow, Effect.tap(run, () => Effect.yieldNow))
-  Object.assign(store.faults, { attempt: slow, renew: slow, release: slow, abandon: slow })
+  for (const verb of ["attempt", "renew", "release", "abandon", "takeover", "transfer", "adopt"]) {
+    Object.assign(store.faults, { [verb]: slow })
+  }
   const layer = yield* Scope.make()
   const wide = yield* Scope.make()
   const counts = { begun: 0, ended: 0, inside: 0, most: 0 }
   const stage: Stage = {
     store,
-    lock: yield* Scope.provide(makeLock(store, { ttl }), layer),
+    lock: yield* Scope.provide(makeLock(store, { ttl, holder: { client: "lock" } }), layer),
     other: yield* makeLock(store, { ttl }),
     close: Scope.close(layer, Exit.void),
+    closed: { after: Infinity },
     wide,
     counts,
     work: Effect.acquireUseRelease(
@@ -67,6 +72,8 @@ interface Scenario {
   readonly prepare?: (stage: Stage) => Effect.Effect<unknown>
   /** How the victim ends when nobody disturbs it. */
   readonly undisturbed?: "fails"
+  /** How long, in milliseconds, the key may stay taken. */
+  readonly freeAfter?: number
   /** What happens to it in tests of their own, besides interruption. */
   readonly also?: ReadonlyArray<"times out" | "closes" | "evicted">
 }
@@ -147,6 +154,20 @@ const scenarios: ReadonlyArray<Scenario> = [
       )
   },
   {
+    title: "takeover",
+    prepare: contended,
+    victim: ({ lock, work }) => Effect.scoped(Effect.flatMap(lock.takeover("k"), (lease) => lease.protect(work)))
+  },
+  {
+    title: "handOff and adopt",
+    // A ticket that got lost frees the key when its time left is over.
+    freeAfter: ttl,
+    victim: ({ lock, work }) =>
+      Effect.scoped(Effect.flatMap(lock.acquire("k"), (lease) => lease.handOff)).pipe(
+        Effect.flatMap((ticket) => Effect.scoped(Effect.flatMap(lock.adopt(ticket), (lease) => lease.protect(work))))
+      )
+  },
+  {
     title: "nested withLock",
     victim: ({ lock, work }) => lock.withLock(lock.withLock(work, "k"), "k")
   },
@@ -215,7 +236,13 @@ const actions: ReadonlyArray<Action> = [
         act: () => Deferred.doneUnsafe(signal, Effect.fail("timed out"))
       }))
   },
-  { name: "closes", title: "in a layer that closes", against: doing(({ close }) => close) },
+  {
+    name: "closes",
+    title: "in a layer that closes",
+    against: doing(({ close, closed, store }) =>
+      Effect.andThen(close, Effect.sync(() => closed.after = store.requests.length))
+    )
+  },
   {
     name: "evicted",
     title: "evicted from the store",
@@ -226,13 +253,17 @@ const actions: ReadonlyArray<Action> = [
 ]
 
 /** Nothing is left of the victim, and who comes next gets in. */
-const nothingLeft = (stage: Stage) =>
+const nothingLeft = (stage: Stage, freeAfter = 0) =>
   Effect.gen(function*() {
-    const { close, counts, other, store } = stage
+    const { close, closed, counts, other, store } = stage
     store.faults.attempt = undefined
     assert.isAtMost(counts.most, 1, "two were inside")
+    const tooLate = store.requests.slice(closed.after).filter(({ metadata }) => metadata["client"] === "lock")
+    assert.deepStrictEqual(tooLate, [], "asked by a client that is closed")
     assert.strictEqual(counts.ended, counts.begun, "work that did not end")
-    const next = yield* Effect.forkDetach(other.withLock(Effect.succeed("in"), "k", { waitTimeout: ttl / 2 }))
+    const next = yield* Effect.forkDetach(
+      other.withLock(Effect.succeed("in"), "k", { waitTimeout: freeAfter + ttl / 2 })
+    )
     assert.deepStrictEqual(yield* drive(next, { step: 10 }), Exit.succeed("in"), "the next one does not get in")
     assert.deepStrictEqual(yield* store.inspect("k"), { key: "k", holders: [], waiters: [] })
     const renewals = store.count("renew")
@@ -260,7 +291,7 @@ describe("G7: leaves nothing behind, at whatever step it is", () => {
               victim,
               check: (exit) => {
                 exits.push(exit)
-                return nothingLeft(it)
+                return nothingLeft(it, scenario.freeAfter)
               }
             }
           }))

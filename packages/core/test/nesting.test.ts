@@ -224,6 +224,40 @@ describe("waiting for a turn", () => {
       assert.strictEqual(error.waitTimeout, 1000)
     }))
 
+  it.effect("does not get more time from going on to the outer region when the inner one ends first", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const gate = yield* Deferred.make<void>()
+      const inner = Effect.gen(function*() {
+        yield* Effect.forkDetach(lock.withLock(Effect.never, "k"))
+        yield* settle
+        const waiting = yield* Effect.forkDetach(Effect.flip(lock.withLock(Effect.void, "k", { waitTimeout: 1000 })))
+        yield* Deferred.await(gate)
+        return waiting
+      })
+      const outer = yield* Effect.forkChild(lock.withLock(
+        Effect.gen(function*() {
+          const middle = yield* Effect.forkChild(lock.withLock(inner, "k"))
+          yield* settle
+          yield* Effect.forkChild(lock.withLock(Effect.never, "k"))
+          const waiting = yield* Fiber.join(middle)
+          return yield* Effect.andThen(Fiber.join(waiting), Effect.map(now, (time) => ({ time, waiting })))
+        }),
+        "k"
+      ))
+      yield* settle
+      yield* settle
+      yield* settle
+      yield* TestClock.adjust(600)
+      yield* Deferred.succeed(gate, undefined)
+      yield* settle
+      yield* TestClock.adjust(10_000)
+      const { time, waiting } = yield* Fiber.join(outer)
+      assert.strictEqual((yield* Fiber.join(waiting))._tag, "LockTimeout")
+      assert.strictEqual(time, 1000)
+      assert.strictEqual(store.count("attempt"), 1)
+    }))
+
   it.effect("can be interrupted, and passes the turn on", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
@@ -331,6 +365,22 @@ describe("a nested lease", () => {
       assert.isAbove(again.token, lease.token)
       yield* Scope.close(scope, Exit.void)
       assert.deepStrictEqual((yield* store.inspect("k")).holders, [])
+    }))
+
+  it.effect("is lost with the inner region it was acquired in, though the outer one goes on", () =>
+    Effect.gen(function*() {
+      const { lock } = yield* setup()
+      const scope = yield* Scope.make()
+      yield* lock.withLock(
+        Effect.gen(function*() {
+          const lease = yield* lock.withLock(Scope.provide(lock.acquire("k"), scope), "k")
+          isLost(yield* Effect.flip(lease.check), "Released")
+          isLost(yield* Effect.flip(lease.lost), "Released")
+          assert.strictEqual(yield* lock.withLock(Effect.succeed("in"), "k"), "in")
+        }),
+        "k"
+      )
+      yield* Scope.close(scope, Exit.void)
     }))
 
   it.effect("can be extended, which prolongs the region's lease", () =>

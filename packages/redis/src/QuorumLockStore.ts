@@ -25,9 +25,9 @@
 import type * as LockError from "@effect-lock/core/LockError"
 import * as LockStore from "@effect-lock/core/LockStore"
 import * as Clock from "effect/Clock"
+import * as Config from "effect/Config"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
@@ -36,10 +36,11 @@ import * as Scope from "effect/Scope"
 import type { Cluster, Redis, RedisOptions } from "ioredis"
 import * as Crypto from "node:crypto"
 import { driftFactor, invalid, keyPrefix, millis, resolve } from "./internal/options.ts"
-import type * as ballots from "./internal/quorumBallot.ts"
+import * as ballots from "./internal/quorumBallot.ts"
 import * as QuorumStore from "./internal/quorumStore.ts"
 import * as voters from "./internal/quorumVoter.ts"
 import * as RedisClient from "./RedisClient.ts"
+import type * as RedisLockStore from "./RedisLockStore.ts"
 
 /**
  * How a quorum is asked. Every option has a default.
@@ -125,7 +126,9 @@ export interface Options extends QuorumOptions {
 export interface KeyMajorityOptions extends QuorumOptions {
   /** How many of `2 · majority - 1` keys make a lease. */
   readonly majority: number
-  /** A client that the application has already, and that stays open. Instead of `url` and `options`. */
+  /** A Cluster, over whose nodes the keys of a lock are spread. Instead of `url` and `options`. */
+  readonly cluster?: RedisLockStore.ClusterAddress | undefined
+  /** A client that the application has already, and that stays open. Instead of all others. */
   readonly client?: Redis | Cluster | undefined
   /** `redis://user:password@host:port/db`, or `rediss://` for TLS. */
   readonly url?: string | Redacted.Redacted | undefined
@@ -161,6 +164,29 @@ export const layer = (
   options: Options
 ): Layer.Layer<LockStore.LockStore, LockError.LockStoreError | LockError.LockInvalid> =>
   Layer.effect(LockStore.LockStore, make(options))
+
+/**
+ * `layer` with its options read from configuration.
+ *
+ * **Example** (Voters from the environment)
+ *
+ * ```ts
+ * import { QuorumLockStore } from "@effect-lock/redis"
+ * import { Config } from "effect"
+ *
+ * export const StoreLive = QuorumLockStore.layerConfig({
+ *   voters: Config.map(Config.String("LOCK_VOTERS"), (urls) => urls.split(",").map((url) => ({ url }))),
+ *   maxTtl: Config.Duration("LOCK_MAX_TTL").pipe(Config.withDefault("1 minute"))
+ * })
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  options: Config.Wrap<Options>
+): Layer.Layer<LockStore.LockStore, LockError.LockStoreError | LockError.LockInvalid | Config.ConfigError> =>
+  Layer.effect(LockStore.LockStore, Effect.flatMap(Config.unwrap(options), make))
 
 /**
  * A store on a majority of the keys `prefix:0:key`, `prefix:1:key` and so on, of one server or Cluster.
@@ -201,7 +227,7 @@ const make = Effect.fnUntraced(function*(
   const all = yield* resolve(() =>
     checkVoters(options.voters).map((voter) => new voters.ServerVoter(voter.name, settings.keyPrefix))
   )
-  return yield* makeStore(settings, all, (clientId, released) =>
+  return yield* makeStore(settings, all, (clientId, store) =>
     Clock.clockWith((clock) =>
       voters.connect(
         all,
@@ -211,10 +237,11 @@ const make = Effect.fnUntraced(function*(
             (client) =>
               settings.inbox === "" ? Effect.void : client.subscribe(
                 settings.inbox + clientId,
-                (message) => receive(message, [voter], released),
+                (message) => store.receive([voter], message),
                 () => voter.recheck()
               )
           ),
+        store.doubt,
         settings,
         clock
       )
@@ -242,11 +269,12 @@ const makeKeyMajority = Effect.fnUntraced(function*(
     recovered: Effect.void,
     suspect: () => {}
   }))
-  return yield* makeStore(settings, all, (clientId, released) =>
+  return yield* makeStore(settings, all, (clientId, store) =>
     Effect.gen(function*() {
       client = yield* connectTo(options, settings.commandTimeout)
+      yield* voters.checkServer("Redis", client)
       if (settings.inbox === "") return
-      yield* client.subscribe(settings.inbox + clientId, (message) => receive(message, all, released), () => {})
+      yield* client.subscribe(settings.inbox + clientId, (message) => store.receive(all, message), () => {})
     }))
 })
 
@@ -255,47 +283,30 @@ const makeStore = Effect.fnUntraced(function*(
   all: ReadonlyArray<ballots.Voter>,
   connect: (
     clientId: string,
-    released: QuorumStore.Store["released"]
+    store: QuorumStore.Store
   ) => Effect.Effect<void, LockError.LockStoreError, Scope.Scope>
 ): Effect.fn.Return<LockStore.LockStore["Service"], LockError.LockStoreError, Scope.Scope> {
-  const clock = yield* Clock.clockWith(Effect.succeed)
   const clientId = Crypto.randomUUID().replaceAll("-", "")
   // Closed last: what is still under way needs the connections.
   const connections = yield* Effect.flatMap(Scope.Scope, Scope.fork)
-  const background = yield* FiberSet.make<unknown, unknown>()
-  yield* Effect.addFinalizer(() => Effect.timeoutOption(FiberSet.awaitEmpty(background), settings.voterTimeout))
-  const store = yield* QuorumStore.make(
-    { clientId, voters: all, settings, rules: { writeBack: true }, clock, background, rounds: 0, floor: 0 },
-    settings
-  )
-  yield* Scope.provide(connect(clientId, store.released), connections)
+  const electorate = yield* ballots.makeElectorate({ clientId, voters: all, settings })
+  const store = yield* QuorumStore.make(electorate, settings)
+  yield* Scope.provide(connect(clientId, store), connections)
   return store.service
 })
 
 const connectTo = (
-  { client, options = {}, url }: Pick<KeyMajorityOptions, "client" | "options" | "url">,
+  { client, cluster, options = {}, url }: Pick<KeyMajorityOptions, "client" | "cluster" | "options" | "url">,
   commandTimeout: number
 ): Effect.Effect<RedisClient.RedisClient, LockError.LockStoreError, Scope.Scope> =>
-  client === undefined
+  client !== undefined
+    ? RedisClient.fromConnection(client, commandTimeout)
+    : cluster === undefined
     ? RedisClient.make(textOf(url), options, commandTimeout)
-    : RedisClient.fromConnection(client, commandTimeout)
+    : RedisClient.makeCluster(cluster.nodes, cluster.options ?? {}, commandTimeout)
 
 const textOf = (url: string | Redacted.Redacted | undefined): string | undefined =>
   Redacted.isRedacted(url) ? Redacted.value(url) : url
-
-/** `<nonce> <key at the voter>` */
-const receive = (
-  message: string,
-  from: ReadonlyArray<ballots.Voter>,
-  released: QuorumStore.Store["released"]
-): void => {
-  const at = message.indexOf(" ")
-  const key = message.slice(at + 1)
-  for (const voter of from) {
-    const prefix = voter.keyOf("")
-    if (key.startsWith(prefix)) released(voter, key.slice(prefix.length), message.slice(0, at))
-  }
-}
 
 const checkVoters = (given: ReadonlyArray<Voter>): ReadonlyArray<{ readonly name: string }> => {
   if (given.length === 0) throw invalid("voters", "[]", "name at least one server, better three or five")

@@ -275,10 +275,11 @@ const makeFrom = Effect.fnUntraced(function*(
   const bounded = (
     operation: string,
     send: () => Promise<unknown>,
-    onUnanswered?: () => (reply: unknown) => void
+    onUnanswered?: () => (reply: unknown) => void,
+    sentAt = now()
   ): Effect.Effect<unknown, LockError.LockStoreError> =>
     Effect.callback<unknown, LockError.LockStoreError>((resume) => {
-      const command: Pending = { operation, sentAt: now(), resume, onUnanswered, onLateReply: undefined }
+      const command: Pending = { operation, sentAt, resume, onUnanswered, onLateReply: undefined }
       pending.add(command)
       if (pending.size === 1) busy.openUnsafe()
       const settle = (effect: Effect.Effect<unknown, LockError.LockStoreError>, reply: unknown) => {
@@ -298,33 +299,39 @@ const makeFrom = Effect.fnUntraced(function*(
 
   const isConnected = () => owned === undefined || !failsOver || redis.status === "ready"
 
-  const run: RedisClient["run"] = (script, keys, args, onUnanswered) => {
-    const byDigest = () =>
-      isConnected()
-        ? bounded(script.name, () => commander.evalsha(script.sha, keys.length, ...keys, ...args), onUnanswered)
-        // ioredis would queue it without any bound, and send it long after everybody has forgotten it.
-        : Effect.fail(failure(script.name, new Error("not connected"), owned?.lastError, transient))
-    const bySource = () =>
-      bounded(script.name, () => commander.eval(script.source, keys.length, ...keys, ...args), onUnanswered)
-    const once = () => Effect.catchIf(byDigest(), isUnknownScript, bySource)
+  const run: RedisClient["run"] = (script, keys, args, onUnanswered) =>
+    Effect.suspend(() => {
+      const startedAt = now()
+      const byDigest = (sentAt?: number) =>
+        isConnected()
+          ? bounded(
+            script.name,
+            () => commander.evalsha(script.sha, keys.length, ...keys, ...args),
+            onUnanswered,
+            sentAt
+          )
+          // ioredis would queue it without any bound, and send it long after everybody has forgotten it.
+          : Effect.fail(failure(script.name, new Error("not connected"), owned?.lastError, transient))
 
-    return Effect.suspend(() => {
-      const until = now() + commandTimeout
-      return Effect.catch(byDigest(), (error) =>
-        isUnknownScript(error)
-          ? Effect.catchIf(bySource(), isWorthAnother, (error) => again(once, error, until))
+      return Effect.catch(byDigest(startedAt), (error) => {
+        const bySource = () =>
+          bounded(script.name, () => commander.eval(script.source, keys.length, ...keys, ...args), onUnanswered)
+        const once = Effect.suspend(() => Effect.catchIf(byDigest(), isUnknownScript, bySource))
+        const another = (error: LockError.LockStoreError) => again(once, error, startedAt + commandTimeout)
+        return isUnknownScript(error)
+          ? Effect.catchIf(bySource(), isWorthAnother, another)
           : isWorthAnother(error)
-          ? again(once, error, until)
-          : Effect.fail(error))
+          ? another(error)
+          : Effect.fail(error)
+      })
     })
-  }
 
   const isWorthAnother = (error: LockError.LockStoreError): boolean =>
     error.reason === "Unavailable" && (failsOver || isReplyError(error.cause))
 
   /** Asks until there is another answer, or the time is over that one command has. */
   const again = (
-    once: () => Effect.Effect<unknown, LockError.LockStoreError>,
+    once: Effect.Effect<unknown, LockError.LockStoreError>,
     first: LockError.LockStoreError,
     until: number
   ): Effect.Effect<unknown, LockError.LockStoreError> => {
@@ -337,7 +344,7 @@ const makeFrom = Effect.fnUntraced(function*(
       // A pipeline of a borrowed Cluster does not always learn from this.
       if (last.detail?.startsWith("MOVED ") === true && isCluster(redis)) redis.refreshSlotsCache()
       return Effect.sleep(25 + Math.random() * 50).pipe(
-        Effect.andThen(Effect.suspend(once)),
+        Effect.andThen(once),
         Effect.catchIf(isWorthAnother, (error) => {
           last = error
           return next
@@ -347,7 +354,8 @@ const makeFrom = Effect.fnUntraced(function*(
     return Effect.timeoutOrElse(next, { duration: Math.max(0, until - now()), orElse: () => Effect.fail(last) })
   }
 
-  const command: RedisClient["command"] = (name, ...args) => bounded(name, () => commander.call(name, ...args))
+  const command: RedisClient["command"] = (name, ...args) =>
+    Effect.suspend(() => bounded(name, () => commander.call(name, ...args)))
 
   const subscriberOptions = {
     ...reliable(commandTimeout),

@@ -14,6 +14,10 @@
  * without persistence, or a failover that lost the last writes, two holders are possible until the older one's deadline:
  * let the resource compare fencing tokens.
  *
+ * A failover of a Cluster or under Sentinels is borne by holders for as long as their ttl lasts, by waiters for
+ * `outageTolerance`, and by whoever asks for the first time for `commandTimeout`. So is the time in which a slot of a
+ * Cluster is on its way to another node: until all keys of a lock have arrived, neither node can serve them.
+ *
  * @since 0.1.0
  */
 import * as LockError from "@effect-lock/core/LockError"
@@ -97,7 +101,8 @@ export interface ClusterAddress {
 }
 
 /**
- * A store with connections of its own: one for commands, one for pushes, both closed with the layer.
+ * A store with connections of its own: one for commands, one for pushes, both closed with the layer. On a Cluster, one for
+ * commands to each master.
  *
  * **Details**
  *
@@ -114,6 +119,20 @@ export interface ClusterAddress {
  * export const LockLive = Lock.layer({ ttl: "30 seconds" }).pipe(
  *   Layer.provide(RedisLockStore.layer({ url: "redis://127.0.0.1:6379" }))
  * )
+ * ```
+ *
+ * **Example** (On a Cluster, and under Sentinels)
+ *
+ * ```ts
+ * import { RedisLockStore } from "@effect-lock/redis"
+ *
+ * export const ClusterLive = RedisLockStore.layer({
+ *   cluster: { nodes: [{ host: "redis-1", port: 6379 }, { host: "redis-2", port: 6379 }] }
+ * })
+ *
+ * export const SentinelLive = RedisLockStore.layer({
+ *   options: { sentinels: [{ host: "sentinel-1", port: 26379 }, { host: "sentinel-2", port: 26379 }], name: "main" }
+ * })
  * ```
  *
  * @category layers
@@ -179,7 +198,10 @@ interface Settings extends WaitingRoom.Settings {
 const make = (
   options: Options
 ): Effect.Effect<LockStore.LockStore["Service"], LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> =>
-  Effect.flatMap(resolve(options), (settings) => Effect.flatMap(open(options, settings), (redis) => makeStore(redis, settings)))
+  Effect.flatMap(
+    resolve(options),
+    (settings) => Effect.flatMap(open(options, settings), (redis) => makeStore(redis, settings))
+  )
 
 const open = Effect.fnUntraced(function*(
   options: Options,
@@ -250,7 +272,8 @@ const makeStore = Effect.fnUntraced(function*(
     return (reply: unknown) => {
       state.attempts--
       if (state.attempts === 0) unanswered.delete(holderId)
-      const [tag] = reply === undefined ? [undefined] : reply as AttemptReply
+      // Granted or queued: what `attempt`, `takeover` and `adopt` answer alike.
+      const [tag] = reply === undefined ? [0] : reply as readonly [number]
       if (state.abandoned && (tag === 1 || tag === 2)) {
         abandonAgain(Effect.ignore(Effect.retry(abandon(key, holderId), { schedule: Schedule.spaced(500), times: 10 })))
       }
@@ -269,8 +292,7 @@ const makeStore = Effect.fnUntraced(function*(
       const since = now()
       return Effect.retry(effect, {
         schedule: Schedule.spaced(Math.min(settings.interval, 500)),
-        while: (error) =>
-          error.reason !== "Refused" && LockStore.elapsedUnsafe(since, clock) < settings.outageTolerance
+        while: (error) => error.reason !== "Refused" && LockStore.elapsedUnsafe(since, clock) < settings.outageTolerance
       })
     })
 
@@ -302,7 +324,11 @@ const makeStore = Effect.fnUntraced(function*(
             return Effect.succeed({ _tag: "Refused", standing: standingOf(reply[1]) })
           case 1: {
             room.leave(request.holderId)
-            const grant = { token: Number(reply[1]), ttl: reply[2] === undefined ? request.ttl : Number(reply[2]), sentAt }
+            const grant = {
+              token: Number(reply[1]),
+              ttl: reply[2] === undefined ? request.ttl : Number(reply[2]),
+              sentAt
+            }
             return Effect.succeed({ _tag: "Granted", grant })
           }
           case 2:
@@ -313,7 +339,9 @@ const makeStore = Effect.fnUntraced(function*(
             }))
           case 3:
             room.leave(request.holderId)
-            return Effect.fail(refused("attempt", `key "${request.key}" is in use with a limit of ${reply[1]}, not ${request.limit}`))
+            return Effect.fail(
+              refused("attempt", `key "${request.key}" is in use with a limit of ${reply[1]}, not ${request.limit}`)
+            )
         }
       })
     })
@@ -340,7 +368,7 @@ const makeStore = Effect.fnUntraced(function*(
       const sentAt = now()
       const { floor, holderId, key, limit, metadata, permits, ttl } = request
       const args = [holderId, clientId, ttl, permits, limit, floor, JSON.stringify(metadata), channels]
-      return Effect.map(redis.run(scripts.takeover, keysOf(key), args), (reply) => {
+      return Effect.map(redis.run(scripts.takeover, keysOf(key), args, () => onUnanswered(key, holderId)), (reply) => {
         const [, token] = reply as readonly [1, string]
         return { token: Number(token), ttl, sentAt }
       })
@@ -357,7 +385,8 @@ const makeStore = Effect.fnUntraced(function*(
       const sentAt = now()
       const { floor, holderId, key, metadata, ttl } = request
       const args = [holderId, clientId, ttl, floor, JSON.stringify(metadata), ticket.holderId, ticket.token, channels]
-      return Effect.map(redis.run(scripts.adopt, keysOf(key), args), (reply): LockStore.Adoption => {
+      const call = redis.run(scripts.adopt, keysOf(key), args, () => onUnanswered(key, holderId))
+      return Effect.map(call, (reply): LockStore.Adoption => {
         const [done, detail] = reply as readonly [0, LockError.TicketRefused["reason"]] | readonly [1, string]
         return done === 1
           ? { _tag: "Granted", grant: { token: Number(detail), ttl, sentAt } }
@@ -402,7 +431,14 @@ const makeStore = Effect.fnUntraced(function*(
   }
 })
 
-type HolderReply = readonly [id: string, token: string, permits: number, heldFor: number, left: number, metadata: string]
+type HolderReply = readonly [
+  id: string,
+  token: string,
+  permits: number,
+  heldFor: number,
+  left: number,
+  metadata: string
+]
 
 type StandingReply = readonly [position: number, queueLength: number, holders: ReadonlyArray<HolderReply>]
 
@@ -484,7 +520,9 @@ const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockI
     if (keyPrefix === "" || /[{}\s]/.test(keyPrefix)) {
       throw invalid("keyPrefix", keyPrefix, "a prefix has at least one character, and no braces or white space")
     }
-    if (!(driftFactor >= 0 && driftFactor < 0.5)) throw invalid("driftFactor", driftFactor, "must be from 0 to below 0.5")
+    if (!(driftFactor >= 0 && driftFactor < 0.5)) {
+      throw invalid("driftFactor", driftFactor, "must be from 0 to below 0.5")
+    }
     const heartbeat = millis("heartbeat", options.heartbeat ?? 2000, 20_000)
     const pollInterval = millis("pollInterval", options.pollInterval ?? 100, 20_000)
     return Effect.succeed({

@@ -54,6 +54,17 @@ const restored = (cluster: RedisServer.Cluster) =>
     yield* cluster.settled
   }).pipe(Effect.orDie)
 
+const request = (key: string, holderId: string): LockStore.Request => ({
+  key,
+  holderId,
+  ttl: 600_000,
+  permits: 1,
+  limit: 1,
+  wait: false,
+  floor: 0,
+  metadata: {}
+})
+
 const grows = (tokens: ReadonlyArray<number>) => tokens.every((token, i) => i === 0 || token > tokens[i - 1]!)
 
 layer(Servers, { excludeTestServices: true })("a slot that moves", (it) => {
@@ -89,7 +100,7 @@ layer(Servers, { excludeTestServices: true })("a slot that moves", (it) => {
     Effect.gen(function*() {
       const cluster = yield* RedisServer.RedisCluster
       const [one, other] = yield* Effect.all([connectCluster(cluster), connectCluster(cluster)])
-      const holder = yield* occupy(one!, "wait")
+      const holder = yield* occupy(one, "wait")
       yield* holder.entered
       const waiters = yield* lineUp([other, one, other, one, other], "wait")
       const migration = yield* cluster.migrateSlot("{wait}", yield* anotherMaster(cluster, "{wait}"))
@@ -164,6 +175,32 @@ layer(Servers, { excludeTestServices: true })("a slot that moves", (it) => {
       yield* client.lock.withLock(Effect.void, "give-up")
     }))
 
+  it.effect("a ticket is adopted while the slot is leaving, once", () =>
+    Effect.gen(function*() {
+      const cluster = yield* RedisServer.RedisCluster
+      const { lock, store } = yield* connectCluster(cluster)
+      const ask = (holderId: string) => ({ ...request("ticket", holderId), wait: true })
+      const held = yield* store.attempt(ask("holder"))
+      assert(held._tag === "Granted")
+      const waiter = yield* occupy({ lock }, "ticket")
+      yield* queued({ store }, "ticket", 1)
+      yield* store.transfer({ key: "ticket", holderId: "holder", token: held.grant.token }, "aside")
+      const migration = yield* cluster.migrateSlot("{ticket}", yield* anotherMaster(cluster, "{ticket}"))
+      yield* migration.begin
+      const ticket = { key: "ticket", holderId: "aside", token: held.grant.token }
+      const adopted = yield* store.adopt(ticket, ask("adopter"))
+      assert(adopted._tag === "Granted")
+      yield* migration.moveKeys()
+      yield* migration.finish
+      const { holders, waiters } = yield* store.inspect("ticket")
+      assert.deepStrictEqual([holders.map(({ token }) => token), waiters.length], [[adopted.grant.token], 1])
+      assert.strictEqual((yield* store.adopt(ticket, ask("late")))._tag, "Refused")
+      yield* store.release({ key: "ticket", holderId: "adopter", token: adopted.grant.token }, 0)
+      yield* waiter.entered
+      assert.isTrue(grows([held.grant.token, adopted.grant.token, waiter.token()]))
+      yield* waiter.leave
+    }))
+
   it.effect("an attempt that is sent on after its abandon is abandoned again", () =>
     Effect.gen(function*() {
       const cluster = yield* RedisServer.RedisCluster
@@ -180,22 +217,12 @@ layer(Servers, { excludeTestServices: true })("a slot that moves", (it) => {
         },
         commandTimeout: "20 seconds"
       }))
-      const request: LockStore.Request = {
-        key: "late",
-        holderId: "late-holder",
-        ttl: 600_000,
-        permits: 1,
-        limit: 1,
-        wait: false,
-        floor: 0,
-        metadata: {}
-      }
       // Makes the script known to both, and the connection.
-      yield* store.attempt({ ...request, holderId: "first" })
+      yield* store.attempt(request("late", "first"))
       yield* store.abandon("late", "first")
 
       yield* proxy.blackhole("requests")
-      const attempt = yield* Effect.forkChild(store.attempt(request), { startImmediately: true })
+      const attempt = yield* Effect.forkChild(store.attempt(request("late", "late-holder")), { startImmediately: true })
       const migration = yield* cluster.migrateSlot("{late}", to)
       yield* migration.begin
       yield* migration.moveKeys()
@@ -206,12 +233,12 @@ layer(Servers, { excludeTestServices: true })("a slot that moves", (it) => {
       )
       const monitor = yield* to.monitor
       yield* Fiber.interrupt(attempt)
-      yield* store.abandon("late", request.holderId)
+      yield* store.abandon("late", "late-holder")
       yield* proxy.heal
 
       const verbs = Effect.map(monitor.all, (entries) =>
         entries.filter(({ command, source }) =>
-          source !== "lua" && command.includes(request.holderId)
+          source !== "lua" && command.includes("late-holder")
         )
           .map(({ command }) => nameOf(command)).filter((name, i, all) => name !== all[i - 1]))
       yield* until(Effect.map(verbs, (names) => names.length >= 3), "the second abandon")

@@ -47,12 +47,15 @@ describe("cost, as the server counts it", () => {
 
         const monitor = yield* server.monitor
         const entered: Array<number> = []
-        const waiters = yield* Effect.forEach(Array.from({ length: 100 }, (_, i) => i), (i) =>
-          Effect.andThen(Effect.sync(() => entered.push(i)), Effect.yieldNow).pipe(
-            (body) => connected[i % clients]!.lock.withLock(body, "k", { ttl: "1 minute" }),
-            Effect.forkChild({ startImmediately: true }),
-            Effect.tap(() => clients === 1 ? Effect.void : queued(connected[0]!, "k", i + 1))
-          ))
+        const waiters = yield* Effect.forEach(
+          Array.from({ length: 100 }, (_, i) => i),
+          (i) =>
+            Effect.andThen(Effect.sync(() => entered.push(i)), Effect.yieldNow).pipe(
+              (body) => connected[i % clients]!.lock.withLock(body, "k", { ttl: "1 minute" }),
+              Effect.forkChild({ startImmediately: true }),
+              Effect.tap(() => clients === 1 ? Effect.void : queued(connected[0]!, "k", i + 1))
+            )
+        )
         yield* queued(connected[0]!, "k", 100)
         yield* holder.leave
         yield* Effect.forEach(waiters, Fiber.join)
@@ -73,8 +76,11 @@ describe("cost, as the server counts it", () => {
       const holder = yield* hold(one, "k")
       yield* holder.entered
       const entered: Array<number> = []
-      const waiters = yield* Effect.forEach(Array.from({ length: 200 }, (_, i) => i), (i) =>
-        Effect.forkChild(other.lock.withLock(Effect.sync(() => entered.push(i)), "k"), { startImmediately: true }))
+      const waiters = yield* Effect.forEach(
+        Array.from({ length: 200 }, (_, i) => i),
+        (i) =>
+          Effect.forkChild(other.lock.withLock(Effect.sync(() => entered.push(i)), "k"), { startImmediately: true })
+      )
       yield* queued(other, "k", 200)
       assert.deepStrictEqual(yield* connections(server), [
         "effect-lock",

@@ -1,7 +1,7 @@
 import type { LockError } from "@effect-lock/core"
 import { FaultProxy, RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Deferred, Effect, Exit, Fiber } from "effect"
+import { Cause, DateTime, Deferred, Effect, Exit, Fiber } from "effect"
 import { RedisLockStore } from "../src/index.ts"
 import { build, connect, hold, leftovers, queued, until, untilSync } from "./support/client.ts"
 import { nameOf, quietly, sent } from "./support/observe.ts"
@@ -62,6 +62,32 @@ describe("a server that freezes", () => {
         yield* until(Effect.map(leftovers(server, "k"), ({ length }) => length === 0), "nothing is left")
       }).pipe(quietly))
   }
+
+  it.live("G3: the deadline counts from before the command was sent, however long its reply took", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const proxy = yield* FaultProxy.make(server)
+      const { calls, lock } = yield* connectRecorded(proxy)
+      yield* proxy.latency(100)
+      const ttl = 20_000
+      // The last call was sent this long before its answer came, on either clock.
+      const deadlineOf = (call: Call) => Date.now() - performance.now() + call.sentAt + ttl
+      yield* Effect.scoped(Effect.gen(function*() {
+        const lease = yield* lock.acquire("k", { ttl, renewEvery: 50 })
+        const [attempt] = answers(calls, "attempt", "Granted")
+        assert.isAtLeast(attempt!.answeredAt! - attempt!.sentAt, 200)
+        assert.isAtMost(DateTime.toEpochMillis(yield* lease.deadline), deadlineOf(attempt!) + 1)
+        yield* untilSync(() => answers(calls, "renew", "Done").length > 0, "a renewal")
+        const renewal = answers(calls, "renew", "Done").at(-1)!
+        const deadline = DateTime.toEpochMillis(yield* lease.deadline)
+        assert.isAtMost(deadline, deadlineOf(renewal) + 1)
+        // Renewal has moved it.
+        assert.isAbove(deadline, deadlineOf(attempt!))
+        yield* lease.extend(2 * ttl)
+        const extension = answers(calls, "renew", "Done").at(-1)!
+        assert.isAtMost(DateTime.toEpochMillis(yield* lease.deadline), deadlineOf(extension) + ttl + 1)
+      }))
+    }))
 
   it.live("G3: a lease is already lost for who asks between the deadline and the next turn of the timers", () =>
     Effect.gen(function*() {

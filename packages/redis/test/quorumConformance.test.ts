@@ -1,6 +1,6 @@
 import { QuorumLockStore } from "@effect-lock/redis"
 import { LockStoreSuite, RedisServer } from "@effect-lock/test-utils"
-import { Effect, Layer } from "effect"
+import { Layer } from "effect"
 
 const onQuorum = (n: number, options?: Partial<QuorumLockStore.Options>) => {
   const Servers = RedisServer.quorum(n)

@@ -1,4 +1,3 @@
-import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
 import { Duration, Effect, Exit, Option, Schedule } from "effect"
 import { hold, until } from "./support/client.ts"
@@ -17,105 +16,121 @@ const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
 describe("quorum: faults", { concurrent: true }, () => {
   for (const n of [3, 5]) {
     for (const fault of quorum.faults) {
-      it.live(`any minority of ${n} ${fault.name}: acquisition, renewal and release go on`, () =>
-        quietly(Effect.scoped(Effect.gen(function*() {
-          const { connect, places } = yield* quorum.start(n)
-          const minority = places.slice(0, (n - 1) / 2)
-          const majority = places.slice(minority.length)
-          const [one, other] = [yield* connect({ lock: { ttl } }), yield* connect({ lock: { ttl } })]
-          const holder = yield* hold(one, "held")
-          yield* holder.entered
-          yield* quorum.untilVotes(places, "held", n)
+      it.live(
+        `any minority of ${n} ${fault.name}: acquisition, renewal and release go on`,
+        () =>
+          quietly(Effect.scoped(Effect.gen(function*() {
+            const { connect, places } = yield* quorum.start(n)
+            const minority = places.slice(0, (n - 1) / 2)
+            const majority = places.slice(minority.length)
+            const [one, other] = [yield* connect({ lock: { ttl } }), yield* connect({ lock: { ttl } })]
+            const holder = yield* hold(one, "held")
+            yield* holder.entered
+            yield* quorum.untilVotes(places, "held", n)
 
-          yield* Effect.forEach(minority, fault.inject, { discard: true })
-          // Longer than without renewals.
-          yield* Effect.sleep(1.5 * ttl)
-          assert.strictEqual(yield* quorum.votes(majority, "held"), majority.length)
-          assert.isTrue(Option.isNone(yield* other.lock.withLockIfAvailable(Effect.void, "held")))
-          const waiter = yield* hold(other, "held")
-          yield* holder.leave
-          yield* waiter.entered
-          yield* waiter.leave
-          assert.isTrue(Exit.isSuccess(yield* waiter.exit))
-          assert.isTrue(Exit.isSuccess(yield* holder.exit))
+            yield* Effect.forEach(minority, fault.inject, { discard: true })
+            // Longer than without renewals.
+            yield* Effect.sleep(1.5 * ttl)
+            assert.strictEqual(yield* quorum.votes(majority, "held"), majority.length)
+            assert.isTrue(Option.isNone(yield* other.lock.withLockIfAvailable(Effect.void, "held")))
+            const waiter = yield* hold(other, "held")
+            yield* holder.leave
+            yield* waiter.entered
+            yield* waiter.leave
+            assert.isTrue(Exit.isSuccess(yield* waiter.exit))
+            assert.isTrue(Exit.isSuccess(yield* holder.exit))
 
-          // It is known by now who does not answer, so nobody is waited for.
-          const spent = yield* timed(
-            Effect.forEach(
-              Array.from({ length: 20 }, (_, i) => `key ${i}`),
-              (key) => one.lock.withLock(Effect.void, key),
-              { discard: true }
+            // It is known by now who does not answer, so nobody is waited for.
+            const spent = yield* timed(
+              Effect.forEach(
+                Array.from({ length: 20 }, (_, i) => `key ${i}`),
+                (key) => one.lock.withLock(Effect.void, key),
+                { discard: true }
+              )
             )
-          )
-          assert.isTrue(Exit.isSuccess(spent.exit))
-          assert.isBelow(spent.millis, 2 * voterTimeout, "20 locks one after the other")
+            assert.isTrue(Exit.isSuccess(spent.exit))
+            assert.isBelow(spent.millis, 2 * voterTimeout, "20 locks one after the other")
 
-          yield* Effect.forEach(minority, fault.undo, { discard: true })
-          const last = yield* hold(one, "last")
-          yield* last.entered
-          if (fault.name !== "killed") yield* quorum.untilVotes(places, "last", n)
-          yield* last.leave
-          yield* quorum.untilVotes(places, "last", 0)
-          // Whatever was lost on the way, nothing stays for longer than its ttl.
-          yield* quorum.untilVotes(places, "held", 0)
-        }))), 60_000)
+            yield* Effect.forEach(minority, fault.undo, { discard: true })
+            const last = yield* hold(one, "last")
+            yield* last.entered
+            if (fault.name !== "killed") yield* quorum.untilVotes(places, "last", n)
+            yield* last.leave
+            yield* quorum.untilVotes(places, "last", 0)
+            // Whatever was lost on the way, nothing stays for longer than its ttl.
+            yield* quorum.untilVotes(places, "held", 0)
+          }))),
+        60_000
+      )
     }
   }
 
   for (const fault of quorum.faults) {
-    it.live(`a majority ${fault.name}: LockLost by the local deadline, and acquisition tells the outcome of each voter`, () =>
-      quietly(Effect.scoped(Effect.gen(function*() {
-        const { connect, places } = yield* quorum.start(3)
-        const client = yield* connect({ lock: { ttl, releaseTimeout: 1000 }, store: { voterTimeout } })
-        const holder = yield* hold(client, "held")
-        yield* holder.entered
-        const gone = places.slice(0, 2)
-        yield* Effect.forEach(gone, fault.inject, { discard: true })
-        const lostAfter = yield* timed(holder.exit)
-        const lost = failureOf(yield* holder.exit) as { readonly _tag: string; readonly reason: string }
-        assert.strictEqual(lost._tag, "LockLost")
-        assert.strictEqual(lost.reason, "Expired")
-        assert.isBelow(lostAfter.millis, ttl + 500)
+    it.live(
+      `a majority ${fault.name}: LockLost by the local deadline, and acquisition tells the outcome of each voter`,
+      () =>
+        quietly(Effect.scoped(Effect.gen(function*() {
+          const { connect, places } = yield* quorum.start(3)
+          const client = yield* connect({ lock: { ttl, releaseTimeout: 1000 }, store: { voterTimeout } })
+          const holder = yield* hold(client, "held")
+          yield* holder.entered
+          const gone = places.slice(0, 2)
+          yield* Effect.forEach(gone, fault.inject, { discard: true })
+          const lostAfter = yield* timed(holder.exit)
+          const lost = failureOf(yield* holder.exit) as { readonly _tag: string; readonly reason: string }
+          assert.strictEqual(lost._tag, "LockLost")
+          assert.strictEqual(lost.reason, "Expired")
+          assert.isBelow(lostAfter.millis, ttl + 500)
 
-        const failed = yield* timed(client.lock.withLock(Effect.void, "new"))
-        const error = failureOf(failed.exit) as { readonly _tag: string; readonly detail: string; readonly message: string }
-        assert.strictEqual(error._tag, "LockStoreError")
-        assert.match(error.detail, /no majority of 3 voters/)
-        assert.match(error.detail, /a: (timeout|unreachable) \(.+\)/)
-        assert.match(error.detail, /b: (timeout|unreachable) \(.+\)/)
-        assert.match(error.detail, /c: granted/)
-        // One poll to ask and one to take it back.
-        assert.isBelow(failed.millis, 3 * voterTimeout)
-        yield* quorum.untilVotes(places.slice(2), "new", 0)
+          const failed = yield* timed(client.lock.withLock(Effect.void, "new"))
+          const error = failureOf(failed.exit) as {
+            readonly _tag: string
+            readonly detail: string
+            readonly message: string
+          }
+          assert.strictEqual(error._tag, "LockStoreError")
+          assert.match(error.detail, /no majority of 3 voters/)
+          assert.match(error.detail, /a: (timeout|unreachable) \(.+\)/)
+          assert.match(error.detail, /b: (timeout|unreachable) \(.+\)/)
+          assert.match(error.detail, /c: granted/)
+          // One poll to ask and one to take it back.
+          assert.isBelow(failed.millis, 3 * voterTimeout)
+          yield* quorum.untilVotes(places.slice(2), "new", 0)
 
-        if (fault.name === "killed") return
-        yield* Effect.forEach(gone, fault.undo, { discard: true })
-        yield* client.lock.withLock(Effect.void, "new").pipe(
-          Effect.retry({ schedule: Schedule.spaced(50), times: 200 })
-        )
-      }))), 60_000)
+          if (fault.name === "killed") return
+          yield* Effect.forEach(gone, fault.undo, { discard: true })
+          yield* client.lock.withLock(Effect.void, "new").pipe(
+            Effect.retry({ schedule: Schedule.spaced(50), times: 200 })
+          )
+        }))),
+      60_000
+    )
   }
 
-  it.live("a frozen voter costs its time-out once, where its vote is needed to decide", () =>
-    quietly(Effect.scoped(Effect.gen(function*() {
-      const { connect, places } = yield* quorum.start(3)
-      const [one, other] = [yield* connect({ lock: { ttl } }), yield* connect({ lock: { ttl } })]
-      yield* until(
-        Effect.map(other.lock.withLockIfAvailable(Effect.succeed(true), "warm"), Option.isSome),
-        "all voters are connected"
-      )
-      const holder = yield* hold(one, "held")
-      yield* holder.entered
-      yield* quorum.untilVotes(places, "held", 3)
-      yield* Effect.sleep(3 * voterTimeout)
-      yield* places[0]!.server.pause
-      // One of the others has forgotten: it grants, the last refuses, so that all depends on who is frozen.
-      yield* places[1]!.server.command("DEL", "effect-lock:quorum:held")
-      const first = yield* timed(other.lock.withLockIfAvailable(Effect.void, "held"))
-      const second = yield* timed(other.lock.withLockIfAvailable(Effect.void, "held"))
-      assert.isAtLeast(first.millis, voterTimeout - 5)
-      assert.isBelow(first.millis, 3 * voterTimeout)
-      assert.isBelow(second.millis, voterTimeout)
-      yield* places[0]!.server.resume
-    }))), 60_000)
+  it.live(
+    "a frozen voter costs its time-out once, where its vote is needed to decide",
+    () =>
+      quietly(Effect.scoped(Effect.gen(function*() {
+        const { connect, places } = yield* quorum.start(3)
+        const [one, other] = [yield* connect({ lock: { ttl } }), yield* connect({ lock: { ttl } })]
+        yield* until(
+          Effect.map(other.lock.withLockIfAvailable(Effect.succeed(true), "warm"), Option.isSome),
+          "all voters are connected"
+        )
+        const holder = yield* hold(one, "held")
+        yield* holder.entered
+        yield* quorum.untilVotes(places, "held", 3)
+        yield* Effect.sleep(3 * voterTimeout)
+        yield* places[0]!.server.pause
+        // One of the others has forgotten: it grants, the last refuses, so that all depends on who is frozen.
+        yield* places[1]!.server.command("DEL", "effect-lock:quorum:held")
+        const first = yield* timed(other.lock.withLockIfAvailable(Effect.void, "held"))
+        const second = yield* timed(other.lock.withLockIfAvailable(Effect.void, "held"))
+        assert.isAtLeast(first.millis, voterTimeout - 5)
+        assert.isBelow(first.millis, 3 * voterTimeout)
+        assert.isBelow(second.millis, voterTimeout)
+        yield* places[0]!.server.resume
+      }))),
+    60_000
+  )
 })

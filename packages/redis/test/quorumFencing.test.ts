@@ -1,7 +1,7 @@
 import { RedisClient } from "@effect-lock/redis"
 import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, layer } from "@effect/vitest"
-import { Clock, Effect, FiberSet, Random } from "effect"
+import { Effect, Random } from "effect"
 import * as ballots from "../src/internal/quorumBallot.ts"
 
 const clients = 5
@@ -36,8 +36,6 @@ const delay = (most: number) =>
  */
 const contend = Effect.fnUntraced(function*(name: string, goal: number, rules: ballots.Rules) {
   const { voters } = yield* RedisServer.RedisQuorum
-  const clock = yield* Clock.clockWith(Effect.succeed)
-  const background = yield* FiberSet.make<unknown, unknown>()
   const result = { acquired: 0, rounds: 0, writtenBack: 0, wrong: undefined as string | undefined }
 
   const histories = Array.from({ length: keys }, () => ({ highest: 0, tokens: new Set<number>() }))
@@ -56,15 +54,10 @@ const contend = Effect.fnUntraced(function*(name: string, goal: number, rules: b
       recovered: Effect.void,
       suspect: () => {}
     }))
+    const base = yield* ballots.makeElectorate({ clientId: "", voters: places, settings }, rules)
     const join = (key: number, incarnation: number): ballots.Electorate => ({
-      clientId: `${name}${client}k${key}i${incarnation}`,
-      voters: places,
-      settings,
-      rules,
-      clock,
-      background,
-      rounds: 0,
-      floor: 0
+      ...base,
+      clientId: `${name}${client}k${key}i${incarnation}`
     })
     yield* Effect.forEach(histories, (history, key) =>
       Effect.gen(function*() {
@@ -81,7 +74,9 @@ const contend = Effect.fnUntraced(function*(name: string, goal: number, rules: b
             floor: 0,
             metadata: "{}",
             listenFor: 0,
-            since: 0
+            since: 0,
+            mode: "ask",
+            ticket: undefined
           })
           if (verdict._tag === "Lost") {
             yield* Effect.sleep((yield* Random.next) * 15)
@@ -100,29 +95,27 @@ const contend = Effect.fnUntraced(function*(name: string, goal: number, rules: b
   })
 
   yield* Effect.forEach(Array.from({ length: clients }, (_, i) => i), play, { concurrency: "unbounded", discard: true })
-  yield* FiberSet.awaitEmpty(background)
   return result
 }, Effect.scoped)
 
 describe("quorum: fencing tokens", () => {
   layer(RedisServer.quorum(3), { excludeTestServices: true, timeout: 240_000 })((it) => {
-    it.effect("10,000 contended acquisitions with random delays and short ttls: none twice, none falling", () =>
-      Effect.gen(function*() {
-        const started = Date.now()
-        const result = yield* contend("with", 10_000, { writeBack: true })
-        console.log(result, Date.now() - started)
-        assert.isUndefined(result.wrong)
-        assert.isAtLeast(result.acquired, 10_000)
-        assert.isAbove(result.writtenBack, 1000, "voters disagree often enough")
-      }), 240_000)
+    it.effect(
+      "10,000 contended acquisitions with random delays and short ttls: none twice, none falling",
+      () =>
+        Effect.gen(function*() {
+          const result = yield* contend("with", 10_000, { writeBack: true })
+          assert.isUndefined(result.wrong)
+          assert.isAtLeast(result.acquired, 10_000)
+          assert.isAbove(result.writtenBack, 1000, "voters disagree often enough")
+        }),
+      240_000
+    )
 
     it.effect("expected failure: without write-back the same test finds a wrong token", () =>
       Effect.gen(function*() {
-        const started = Date.now()
         const result = yield* contend("without", 10_000, { writeBack: false })
-        console.log(result, Date.now() - started)
         assert.isDefined(result.wrong)
-        assert.strictEqual(result.writtenBack, 0)
       }), 240_000)
   })
 })

@@ -7,7 +7,8 @@ import { connect, connections, until } from "./support/client.ts"
 import { withLog } from "./support/observe.ts"
 import * as Tap from "./support/Tap.ts"
 
-const buildError = (options: RedisLockStore.Options) => Effect.flip(Effect.scoped(Layer.build(RedisLockStore.layer(options))))
+const buildError = (options: RedisLockStore.Options) =>
+  Effect.flip(Effect.scoped(Layer.build(RedisLockStore.layer(options))))
 
 const storeError = (options: RedisLockStore.Options) =>
   Effect.map(buildError(options), (error): LockError.LockStoreError => {

@@ -208,8 +208,10 @@ describe("outages", () => {
       const { store } = yield* connect(proxy)
       yield* store.inspect("k")
       yield* proxy.blackhole("replies")
-      const fibers = yield* Effect.forEach([1, 2, 3], () =>
-        Effect.forkChild(timed(Effect.flip(store.inspect("k"))), { startImmediately: true }))
+      const fibers = yield* Effect.forEach(
+        [1, 2, 3],
+        () => Effect.forkChild(timed(Effect.flip(store.inspect("k"))), { startImmediately: true })
+      )
       yield* Effect.sleep(20)
       yield* server.command("CLIENT", "KILL", "TYPE", "normal")
       yield* proxy.reset

@@ -70,6 +70,8 @@ export class Holding implements Held {
   keeper: { readonly effect: Effect.Effect<void>; readonly scope: Scope.Scope } | undefined = undefined
   keeperFiber: Fiber.Fiber<void> | undefined = undefined
   reported = false
+  /** The store failed the acquisition, whose outcome is unknown: nobody should wait for it once more. */
+  storeFailed = false
 
   constructor(client: Client, key: string, options: Resolved, clock: Clock.Clock, askedAt: Instant) {
     this.client = client
@@ -200,7 +202,7 @@ export const open = <E>(
 ): Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout | E> =>
   Effect.andThen(
     Scope.addFinalizer(scope, end(holding)),
-    Effect.flatMap(awaitGrant(holding, how), (grant) =>
+    Effect.flatMap(Effect.tapError(awaitGrant(holding, how), noteStoreFailure(holding)), (grant) =>
       Effect.withFiber((fiber): Effect.Effect<unknown, LockClosed> => {
         // The end may have come between the answer and now, and would not come again.
         if (holding.lostFor !== undefined) return stopped(holding)
@@ -306,6 +308,11 @@ const reportLoss = (holding: Holding): Effect.Effect<void> =>
 
 const annotate = <A>(holding: Holding, effect: Effect.Effect<A>): Effect.Effect<A> =>
   Effect.annotateLogs(effect, { module: "effect-lock", key: holding.key, holderId: holding.holderId })
+
+const noteStoreFailure = (holding: Holding) => (error: unknown): Effect.Effect<void> =>
+  Effect.sync(() => {
+    holding.storeFailed = error instanceof LockStoreError
+  })
 
 const awaitGrant = <E>(
   holding: Holding,
@@ -436,6 +443,7 @@ const tooSlow = (holding: Holding): Effect.Effect<never, LockStoreError> =>
       store: holding.client.store.name,
       operation: "attempt",
       reason: "Timeout",
+      limitName: "ttl",
       limit: holding.options.ttl,
       detail: `the grant of "${holding.key}" took longer to arrive than its ttl`
     })
@@ -583,22 +591,30 @@ export const end = (holding: Holding): Effect.Effect<void> =>
     holding.phase = "ended"
     holding.client.nursery.remove(holding)
     holding.lose("Released")
+    const isGone = lostFor === "Expired" || lostFor === "NotHeld" || lostFor === "TakenOver"
     const finish = phase === "new" || phase === "handedOff"
       ? Effect.void
-      : lostFor === "Expired" || lostFor === "NotHeld" || lostFor === "TakenOver"
-      // The store is unreachable or says that nothing is there: what is left to tidy up must not delay the failure.
-      ? Effect.asVoid(Effect.forkIn(abandon(holding), holding.client.scope))
-      : phase === "held"
+      : phase === "held" && !isGone
       ? release(holding)
       : abandon(holding)
-    const told = lostFor === undefined || holding.reported ? finish : Effect.andThen(reportLoss(holding), finish)
-    return Effect.ensuring(
-      phase === "held" || phase === "handedOff" ? Effect.andThen(countEnd(holding), told) : told,
-      Effect.sync(() => {
-        // A layer that closes meanwhile waits for the release, too.
-        holding.client.holdings.delete(holding)
-        if (holding.ended !== undefined) Deferred.doneUnsafe(holding.ended, Effect.void)
-      })
+    const settled = Effect.sync(() => {
+      holding.client.holdings.delete(holding)
+      if (holding.ended !== undefined) Deferred.doneUnsafe(holding.ended, Effect.void)
+    })
+    const inBackground = (effect: Effect.Effect<void>) =>
+      Effect.asVoid(Effect.forkIn(effect, holding.client.scope, { startImmediately: true }))
+    return Effect.andThen(
+      Effect.andThen(
+        phase === "held" || phase === "handedOff" ? countEnd(holding) : Effect.void,
+        lostFor === undefined ? Effect.void : reportLoss(holding)
+      ),
+      // The store says that nothing is there, or is unreachable: what is left to tidy up must not delay the failure.
+      isGone
+        ? Effect.ensuring(inBackground(finish), settled)
+        // Something may be there: a layer that closes meanwhile waits for it, as for every release.
+        : holding.storeFailed
+        ? inBackground(Effect.ensuring(finish, settled))
+        : Effect.ensuring(finish, settled)
     )
   })
 
@@ -639,8 +655,9 @@ const unfailing = (
             store: holding.client.store.name,
             operation,
             reason: "Timeout",
+            limitName: "releaseTimeout",
             limit: holding.options.releaseTimeout,
-            detail: `releaseTimeout is over; the store keeps "${holding.key}" until its ttl ends`
+            detail: `it keeps "${holding.key}" until its ttl ends`
           })
         )
     }),

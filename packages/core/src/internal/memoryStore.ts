@@ -61,7 +61,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
 
   const grant = (key: Key, request: Request): Grant => {
     const sentAt = nowUnsafe(clock)
-    lastToken = Math.max(lastToken + 1, request.floor + 1, Math.floor(sentAt.wall / 1000) * 2 ** 20)
+    lastToken = Math.max(lastToken + 1, request.floor + 1, Math.floor(sentAt.wall * 1000))
     key.holders.set(request.holderId, {
       token: lastToken,
       permits: request.permits,

@@ -23,13 +23,14 @@
  */
 import type * as LockError from "@effect-lock/core/LockError"
 import * as LockStore from "@effect-lock/core/LockStore"
-import type * as Clock from "effect/Clock"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberSet from "effect/FiberSet"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
+import type * as Scope from "effect/Scope"
 import type { RedisClient } from "../RedisClient.ts"
 import * as scripts from "./quorumScripts.ts"
 
@@ -76,6 +77,8 @@ export type Vote =
   | { readonly _tag: "Granted"; readonly counter: string }
   | { readonly _tag: "Held"; readonly by: Holder }
   | { readonly _tag: "Withheld"; readonly rest: number }
+  /** Asked for what a ticket has set aside: there is no such thing, for the reason given if it is known. */
+  | { readonly _tag: "Spent"; readonly reason: string }
   | NoAnswer
 
 /** @internal */
@@ -115,11 +118,28 @@ export interface Electorate {
   readonly rules: Rules
   readonly clock: Clock.Clock
   /** What goes on after an answer was given: late replies and what follows from them. */
-  readonly background: FiberSet.FiberSet<unknown, unknown>
+  readonly background: FiberSet.FiberSet
+  readonly runInBackground: (effect: Effect.Effect<void>) => void
   rounds: number
   /** The greatest counter seen, told to every voter so that they agree again. */
   floor: number
 }
+
+/**
+ * An electorate whose background work ends with the scope: what is under way then has `voterTimeout` left.
+ *
+ * @internal
+ */
+export const makeElectorate = Effect.fnUntraced(function*(
+  options: Pick<Electorate, "clientId" | "voters" | "settings">,
+  rules: Rules = { writeBack: true }
+): Effect.fn.Return<Electorate, never, Scope.Scope> {
+  const clock = yield* Clock.clockWith(Effect.succeed)
+  const background = yield* FiberSet.make()
+  yield* Effect.addFinalizer(() => Effect.timeoutOption(FiberSet.awaitEmpty(background), options.settings.voterTimeout))
+  const runInBackground = yield* FiberSet.runtime(background)()
+  return { ...options, rules, clock, background, runInBackground, rounds: 0, floor: 0 }
+})
 
 /** @internal */
 export const quorumOf = ({ voters }: Electorate): number => Math.floor(voters.length / 2) + 1
@@ -135,6 +155,9 @@ export interface Wish {
   readonly listenFor: number
   /** When the client began to wait, on its own clock: whom a voter tells first. */
   readonly since: number
+  /** Free votes only; or also those of others; or only those that a ticket has set aside. */
+  readonly mode: "ask" | "take" | "adopt"
+  readonly ticket: LockStore.Held | undefined
 }
 
 /**
@@ -150,10 +173,13 @@ export class Ballot {
   readonly votes = new Map<Voter, Vote>()
   /** Where a vote may be: to be taken back there when this is over. */
   readonly mayHold = new Set<Voter>()
+  /** Where the request for a vote is under way. */
+  readonly asking = new Set<Voter>()
   /** The voters whose grants made the token. */
   counted: ReadonlySet<Voter> = new Set()
   /** Set once it is known; a lease only if `isOver` is not set. */
   token = 0
+  wasWon = false
   isOver = false
   /** From this moment on the local monotonic clock no voter keeps a vote by itself. */
   liveUntil = 0
@@ -196,22 +222,28 @@ export const cast = (electorate: Electorate, wish: Wish): Effect.Effect<Verdict>
     const quorum = quorumOf(electorate)
     const isDecided = (pending: number): boolean => {
       const granted = count(ballot, "Granted")
-      const answered = granted + count(ballot, "Held")
-      return granted >= quorum ||
-        (granted + pending < quorum && (answered >= quorum || answered + pending < quorum))
+      const answered = granted + count(ballot, "Held") + count(ballot, "Spent")
+      // Where too few answer, the outcome of each is worth the wait.
+      return granted >= quorum || (granted + pending < quorum && answered >= quorum)
     }
-    return poll(electorate, reachable(electorate, ballot), (voter) => askForVote(electorate, ballot, voter), isDecided)
-      .pipe(
-        Effect.andThen(Effect.suspend(() => decide(electorate, ballot))),
-        Effect.onExit((exit) =>
-          Exit.isSuccess(exit) && exit.value._tag === "Won" ? Effect.void : end(electorate, ballot)
-        )
-      )
+    return poll(
+      electorate,
+      reachable(electorate, ballot.votes),
+      (voter) => askForVote(electorate, ballot, voter),
+      isDecided,
+      ballot.votes
+    ).pipe(
+      Effect.andThen(Effect.suspend(() => decide(electorate, ballot))),
+      Effect.onExit((exit) => {
+        ballot.wasWon = Exit.isSuccess(exit) && exit.value._tag === "Won"
+        return ballot.wasWon ? Effect.void : end(electorate, ballot)
+      })
+    )
   })
 
 /**
  * Asks voters until the outcome is certain, or no longer than `voterTimeout`. What is asked is never interrupted: replies that
- * come later are handled when they come.
+ * come later are handled when they come. Who did not answer in time is written down in `votes`.
  *
  * @internal
  */
@@ -219,7 +251,8 @@ export const poll = (
   electorate: Electorate,
   voters: ReadonlyArray<Voter>,
   ask: (voter: Voter) => Effect.Effect<void>,
-  isDecided: (pending: number) => boolean
+  isDecided: (pending: number) => boolean,
+  votes: Map<Voter, Vote>
 ): Effect.Effect<void> =>
   Effect.suspend(() => {
     const pending = new Set(voters)
@@ -241,13 +274,15 @@ export const poll = (
     const { voterTimeout } = electorate.settings
     const answered = Effect.timeoutOption(Deferred.await(over), voterTimeout).pipe(
       // After a stall of this process the timer comes before the replies that have been there all the time.
-      Effect.flatMap((done) =>
-        Option.isSome(done) ? Effect.void : Effect.timeoutOption(Deferred.await(over), 1)
-      ),
+      Effect.flatMap((done) => Option.isSome(done) ? Effect.void : Effect.timeoutOption(Deferred.await(over), 1)),
       Effect.tap(() =>
         Effect.sync(() => {
           if (Deferred.isDoneUnsafe(over)) return
-          for (const voter of pending) voter.suspect(unanswered(electorate))
+          const trouble = unanswered(electorate)
+          for (const voter of pending) {
+            voter.suspect(trouble)
+            if (!votes.has(voter)) votes.set(voter, voter.trouble ?? trouble)
+          }
         })
       )
     )
@@ -272,12 +307,12 @@ export const poll = (
  */
 export const reachable = (
   electorate: Electorate,
-  ballot: { readonly votes: Map<Voter, Vote> }
+  votes: Map<Voter, Vote>
 ): ReadonlyArray<Voter> => {
   const up = electorate.voters.filter(({ trouble }) => trouble === undefined)
   if (up.length < quorumOf(electorate)) return electorate.voters
   for (const voter of electorate.voters) {
-    if (voter.trouble !== undefined) ballot.votes.set(voter, voter.trouble)
+    if (voter.trouble !== undefined) votes.set(voter, voter.trouble)
   }
   return up
 }
@@ -287,33 +322,48 @@ const askForVote = (electorate: Electorate, ballot: Ballot, voter: Voter): Effec
     // Too late to be of use, and it would have to be taken back.
     if (ballot.isOver) return Effect.void
     const { settings } = electorate
-    const { floor, holderId, key, listenFor, metadata, since, ttl } = ballot.wish
+    const { floor, holderId, key, listenFor, metadata, mode, since, ticket, ttl } = ballot.wish
     ballot.mayHold.add(voter)
+    ballot.asking.add(voter)
     const keys = [voter.keyOf(key)]
     if (voter.mark !== undefined) keys.push(voter.mark)
+    const args = [
+      electorate.clientId,
+      ballot.round,
+      holderId,
+      ttl,
+      Math.max(floor, electorate.floor),
+      metadata,
+      settings.retention,
+      settings.quarantine,
+      settings.fresh ? 1 : 0,
+      listenFor,
+      since,
+      mode,
+      ticket?.holderId ?? "",
+      ticket?.token ?? "",
+      settings.inbox
+    ]
+    // Whoever waited for the answer has given up, and the vote may have been taken back before it was given.
+    const onUnanswered = () => (reply: unknown) => {
+      if (ballot.isOver && Array.isArray(reply) && reply[0] === 1) {
+        electorate.runInBackground(takeBackAgain(electorate, ballot, voter))
+      }
+    }
     return Effect.flatMap(
-      answerOf(voter.run(scripts.acquire, keys, [
-        electorate.clientId,
-        ballot.round,
-        holderId,
-        ttl,
-        Math.max(floor, electorate.floor),
-        metadata,
-        settings.retention,
-        settings.quarantine,
-        settings.fresh ? 1 : 0,
-        listenFor,
-        since
-      ])),
+      answerOf(voter.run(scripts.acquire, keys, args, onUnanswered)),
       (answer) => {
         const vote = isNoAnswer(answer) ? answer : voteOf(electorate, answer as VoteReply)
         ballot.votes.set(voter, vote)
+        ballot.asking.delete(voter)
         if (vote._tag !== "Granted") {
           if (vote._tag !== "NoAnswer" || vote.reason === "refused") ballot.mayHold.delete(voter)
           return Effect.void
         }
         if (ballot.isOver) return takeBackAgain(electorate, ballot, voter)
-        return ballot.token > 0 && !ballot.counted.has(voter) ? spread(electorate, ballot, voter, vote.counter) : Effect.void
+        return ballot.token > 0 && !ballot.counted.has(voter)
+          ? spread(electorate, ballot, voter, vote.counter)
+          : Effect.void
       }
     )
   })
@@ -325,11 +375,11 @@ const decide = (electorate: Electorate, ballot: Ballot): Effect.Effect<Verdict> 
   for (const [voter, vote] of ballot.votes) if (vote._tag === "Granted") granted.set(voter, vote.counter)
   if (granted.size < quorum) {
     const holders = holdersOf(ballot.votes)
-    const reason = granted.size + holders.length < quorum
+    const reason = granted.size + holders.length + count(ballot, "Spent") < quorum
       ? "unavailable"
       : tally(holders).some(({ length }) => length >= quorum)
-      // A ballot lasts no longer than two polls: who has been voted for longer ago has a lease, as far as can be known.
-      || holders.every(({ heldFor }) => heldFor > 2 * settings.voterTimeout)
+          // A ballot lasts no longer than two polls: who has been voted for longer ago has a lease, as far as can be known.
+          || holders.every(({ heldFor }) => heldFor > 2 * settings.voterTimeout)
       ? "taken"
       : "split"
     return Effect.succeed({ _tag: "Lost", ballot, reason })
@@ -347,7 +397,8 @@ const decide = (electorate: Electorate, ballot: Ballot): Effect.Effect<Verdict> 
       Effect.map(raise(ballot, voter, granted.get(voter)!), (reply) => {
         if (reply === 1) confirmed.add(voter)
       }),
-    (pending) => confirmed.size >= quorum || confirmed.size + pending < quorum
+    (pending) => confirmed.size >= quorum || confirmed.size + pending < quorum,
+    new Map()
   )
   return Effect.map(confirm, (): Verdict => {
     if (rules.writeBack && confirmed.size < quorum) return { _tag: "Lost", ballot, reason: "split" }
@@ -392,7 +443,7 @@ export const takeBack = (electorate: Electorate, ballot: Ballot, voter: Voter): 
   Effect.gen(function*() {
     const { clock, settings } = electorate
     // Right behind a request that is still under way, on the same connection, it undoes it in order.
-    let wait = ballot.votes.has(voter) && voter.trouble !== undefined
+    let wait = voter.trouble !== undefined && !ballot.asking.has(voter)
     while (ballot.mayHold.has(voter)) {
       const left = ballot.liveUntil - LockStore.nowUnsafe(clock).monotonic
       if (left <= 0) break
@@ -400,9 +451,21 @@ export const takeBack = (electorate: Electorate, ballot: Ballot, voter: Voter): 
         yield* Effect.sleep(Math.min(left, settings.voterTimeout))
         yield* Effect.timeoutOption(voter.recovered, Math.max(1, left))
       }
-      const args = [ballot.nonce, "", "", Math.max(ballot.token, electorate.floor), 0, "", electorate.clientId]
+      const { key, ticket } = ballot.wish
       const answer = yield* answerOf(
-        voter.run(scripts.release, [voter.keyOf(ballot.wish.key)], [...args, settings.retention])
+        voter.run(scripts.release, [voter.keyOf(key)], [
+          ballot.nonce,
+          "",
+          "",
+          Math.max(ballot.token, electorate.floor),
+          0,
+          "",
+          electorate.clientId,
+          settings.retention,
+          // An adoption that failed can be tried again.
+          ballot.wasWon ? "" : ticket?.holderId ?? "",
+          ticket?.token ?? ""
+        ])
       )
       if (!isNoAnswer(answer) || answer.reason === "refused") break
       wait = true
@@ -478,10 +541,12 @@ type VoteReply =
   | readonly [1, counter: string]
   | readonly [0, counter: string, by: HolderReply]
   | readonly [2, rest: string]
+  | readonly [3, counter: string, reason: string]
 
 const voteOf = (electorate: Electorate, reply: VoteReply): Vote => {
   if (reply[0] === 2) return { _tag: "Withheld", rest: Number(reply[1]) }
   electorate.floor = Math.max(electorate.floor, Number(reply[1]))
+  if (reply[0] === 3) return { _tag: "Spent", reason: reply[2] }
   return reply[0] === 1 ? { _tag: "Granted", counter: reply[1] } : { _tag: "Held", by: holderOf(reply[2])! }
 }
 
@@ -531,14 +596,18 @@ export const tally = (holders: ReadonlyArray<Holder>): ReadonlyArray<ReadonlyArr
  */
 export const describe = (electorate: Electorate, votes: ReadonlyMap<Voter, Vote>): string =>
   electorate.voters.map((voter) => {
-    const vote = votes.get(voter) ?? voter.trouble ?? unanswered(electorate)
-    switch (vote._tag) {
+    const vote = votes.get(voter) ?? voter.trouble
+    switch (vote?._tag) {
+      case undefined:
+        return `${voter.name}: not waited for`
       case "Granted":
         return `${voter.name}: granted`
       case "Held":
         return `${voter.name}: held by ${vote.by.holderId}`
       case "Withheld":
         return `${voter.name}: quarantined for ${vote.rest} ms more, because it restarted and may have forgotten votes`
+      case "Spent":
+        return `${voter.name}: nothing set aside`
       case "NoAnswer":
         return `${voter.name}: ${vote.reason} (${vote.detail})`
     }

@@ -5,9 +5,11 @@ import type { Script } from "./scripts.ts"
  * What one voter of a quorum does. All scripts take the key of one lock at that voter, a hash:
  *
  * - `c` the counter, which only grows for as long as the key lives
- * - the vote, if there is one: `n` its nonce (`<client>-<round>`, or `kept` for nobody's), `k` the counter it was given,
- *   `t` the token of the lease when that is another number (else 0), `u` until when it lives, `s` since when, `i` holder id,
- *   `m` metadata
+ * - the vote, if there is one: `n` its nonce (`<client>-<round>`; `kept` for nobody, `aside` for who has the ticket), `k` the
+ *   counter it was given, `t` the token of the lease when that is another number (else 0), `u` until when it lives, `s` since
+ *   when, `i` holder id or ticket id, `m` metadata
+ * - `y` until when the ticket lives whose vote has been adopted
+ * - `x` what became of the last tickets, `<ticket id> <reason>` in lines
  * - `w:<client>` a client that waits, and `w` until when any of them does
  * - `q` where no key of its own is given for it: which server process may vote since when
  *
@@ -42,9 +44,30 @@ local function who()
   return { nonce, holder, claim, int(now - since), int(expiry - now), meta }
 end
 
+local owned = live and nonce ~= 'kept' and nonce ~= 'aside'
+
 local function isOf(wantedNonce, wantedHolder, wantedToken)
-  return live and nonce ~= 'kept' and
-    (nonce == wantedNonce or (holder == wantedHolder and (wantedToken == '*' or wantedToken == claim)))
+  return live and (nonce == wantedNonce or
+    (holder == wantedHolder and (wantedToken == '*' or (owned and wantedToken == claim))))
+end
+`
+
+// Only of the last few, or a busy key would grow for ever: of others it is said that they ran out.
+const tickets = `
+local function reasonOf(ticket)
+  for line in string.gmatch(redis.call('HGET', K, 'x') or '', '[^\\n]+') do
+    local id, reason = string.match(line, '^(.*) (%a+)$')
+    if id == ticket then return reason end
+  end
+  return ''
+end
+
+local function spend(ticket, reason)
+  local lines, n = reason and ticket .. ' ' .. reason .. '\\n' or '', 1
+  for line in string.gmatch(redis.call('HGET', K, 'x') or '', '[^\\n]+') do
+    if n < 8 and string.match(line, '^(.*) %a+$') ~= ticket then lines, n = lines .. line .. '\\n', n + 1 end
+  end
+  redis.call('HSET', K, 'x', lines)
 end
 `
 
@@ -64,7 +87,9 @@ end
 `
 
 /**
- * Asks for this voter's vote. `{1, counter}` granted · `{0, counter, holder}` held by somebody else · `{2, time}` withheld
+ * Asks for this voter's vote. Mode `take` takes it away from who has it and tells him; `adopt` exchanges the one that was set
+ * aside under a ticket. `{1, counter}` granted · `{0, counter, holder}` held by somebody else · `{2, time}` withheld ·
+ * `{3, counter, reason}` nothing set aside
  *
  * @internal
  */
@@ -73,10 +98,15 @@ export const acquire = script(
   `
 local client, round, id, ttl, floor = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local retention, quarantine, fresh, wait = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9] == '1', tonumber(ARGV[10])
+local mode, ticket, inbox = ARGV[12], ARGV[13], ARGV[15]
 local mine = client .. '-' .. ARGV[2]
 -- Executed twice: one vote.
 if live and nonce == mine then return { 1, vote } end
-if live then
+if mode == 'adopt' then
+  if not (live and nonce == 'aside' and holder == ticket and claim == ARGV[14]) then
+    return { 3, int(counter), reasonOf(ticket) }
+  end
+elseif live and mode ~= 'take' then
   -- An own earlier round is over and does not block this one; a later one is not to be overtaken.
   local owner, earlier = string.match(nonce, '^(%w+)%-(%d+)$')
   if not (owner == client and holder == id and tonumber(earlier) < round) then
@@ -99,6 +129,15 @@ if quarantine > 0 then
   end
   if rest > 0 then return { 2, int(rest) } end
 end
+if mode == 'adopt' then
+  redis.call('HSET', K, 'y', int(expiry))
+  spend(ticket, 'Adopted')
+end
+if mode == 'take' and live and holder ~= id then
+  local owner = string.match(nonce, '^(%w+)%-%d+$')
+  if owner and inbox ~= '' then redis.call('PUBLISH', inbox .. owner, '! ' .. string.len(holder) .. ' ' .. holder .. K) end
+  if nonce == 'aside' then spend(holder, 'TakenOver') end
+end
 -- Seconds, not microseconds: voters whose clocks agree within one give the same number, and one round trip decides.
 counter = math.max(counter + 1, floor + 1, time[1] * 1048576)
 local text, expires = int(counter), now + ttl + 1
@@ -107,7 +146,7 @@ if wait > 0 then redis.call('HDEL', K, 'w:' .. client) end
 retain(expires, retention)
 return { 1, text }
 `,
-  [withholding]
+  [withholding, tickets]
 )
 
 /**
@@ -125,8 +164,8 @@ return 1
 )
 
 /**
- * Takes a vote back, by its nonce or by holder id and token (`*`: any), and tells the client that waits longest.
- * `{1 or 0, holder just before}`
+ * Takes a vote back, by its nonce or by holder id and token (`*`: any), and tells the client that waits longest. Where it was
+ * adopted with a ticket, it is set aside again instead. `{1 or 0, holder just before}`
  *
  * @internal
  */
@@ -148,6 +187,11 @@ if id ~= '' then
   end
 end
 if not isOf(ARGV[1], id, ARGV[3]) then return { 0, before } end
+if ARGV[9] ~= '' then
+  redis.call('HSET', K, 'n', 'aside', 'i', ARGV[9], 't', ARGV[10], 'u', redis.call('HGET', K, 'y') or int(now))
+  spend(ARGV[9])
+  return { 1, before }
+end
 if keepFor > 0 then
   redis.call('HSET', K, 'n', 'kept', 'u', int(now + keepFor + 1))
   retain(now + keepFor + 1, retention)
@@ -174,6 +218,24 @@ if latest and tonumber(latest) > now then
   end
 end
 return { 1, before }
+`,
+  [tickets]
+)
+
+/**
+ * Sets a vote aside under a ticket. `{1, time left}` done · `{0}` not held
+ *
+ * @internal
+ */
+export const transfer = script(
+  "transfer",
+  `
+if isOf(ARGV[1], ARGV[2], ARGV[3]) then
+  redis.call('HSET', K, 'n', 'aside', 'i', ARGV[4], 't', ARGV[3])
+elseif not (live and nonce == 'aside' and holder == ARGV[4]) then
+  return { 0 }
+end
+return { 1, int(expiry - now) }
 `
 )
 

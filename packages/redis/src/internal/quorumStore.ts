@@ -23,8 +23,10 @@ export interface Settings {
 /** @internal */
 export interface Store {
   readonly service: LockStore.LockStore["Service"]
-  /** A voter has told this client of a release. */
-  readonly released: (voter: ballots.Voter, key: string, nonce: string) => void
+  /** A voter has told this client of a release, or of the eviction of one of its holders. */
+  readonly receive: (from: ReadonlyArray<ballots.Voter>, message: string) => void
+  /** A voter may have forgotten votes. */
+  readonly doubt: () => void
 }
 
 /** Who asked for a key through this store, from the first attempt until the release or abandon. */
@@ -38,6 +40,8 @@ interface Entry {
   lease: ballots.Ballot | undefined
   /** The voters that confirmed a release, over all tries. */
   readonly releasedBy: Set<ballots.Voter>
+  /** The voters that have told of an eviction. */
+  readonly evictedBy: Set<ballots.Voter>
   /** The next delay; fails with `Done` when there are no more tries. */
   step: ((now: number) => Pull.Pull<[unknown, Duration.Duration], never, unknown>) | undefined
   /** Done when it is worth looking again. */
@@ -86,7 +90,7 @@ export const make = Effect.fnUntraced(function*(
   const undecided = (operation: string, votes: ReadonlyMap<ballots.Voter, ballots.Vote>): LockError.LockStoreError => {
     const failed = voters.flatMap((voter) => {
       const vote = votes.get(voter) ?? voter.trouble
-      return vote === undefined ? ["timeout"] : vote._tag === "NoAnswer" ? [vote.reason] : vote._tag === "Withheld" ? ["withheld"] : []
+      return vote?._tag === "NoAnswer" ? [vote.reason] : vote?._tag === "Withheld" ? ["withheld"] : []
     })
     const reason = failed.every((it) => it === "refused")
       ? "Refused"
@@ -108,6 +112,7 @@ export const make = Effect.fnUntraced(function*(
         asking: undefined,
         lease: undefined,
         releasedBy: new Set(),
+        evictedBy: new Set(),
         step: undefined,
         wake: Deferred.makeUnsafe(),
         turnUntil: Infinity,
@@ -179,7 +184,12 @@ export const make = Effect.fnUntraced(function*(
     })
   }
 
-  const cast = (request: LockStore.Request, entry: Entry): Effect.Effect<ballots.Verdict> =>
+  const cast = (
+    request: LockStore.Request,
+    entry: Entry,
+    mode: ballots.Wish["mode"] = "ask",
+    ticket?: LockStore.Held
+  ): Effect.Effect<ballots.Verdict> =>
     Effect.suspend(() => {
       entry.rounds++
       return ballots.cast(electorate, {
@@ -188,8 +198,10 @@ export const make = Effect.fnUntraced(function*(
         ttl: request.ttl,
         floor: request.floor,
         metadata: JSON.stringify(request.metadata),
-        listenFor: inbox === "" || !request.wait ? 0 : listenFor,
-        since: Math.floor(entry.since.wall)
+        listenFor: inbox === "" || !request.wait || mode !== "ask" ? 0 : listenFor,
+        since: Math.floor(entry.since.wall),
+        mode,
+        ticket
       })
     })
 
@@ -202,10 +214,8 @@ export const make = Effect.fnUntraced(function*(
           standing: { holders: [], position: -1, queueLength: 0 }
         })
       }
-      entry.lease = ballot
       dequeue(entry)
-      const grant = { token: ballot.token, ttl: ballot.wish.ttl, sentAt: ballot.sentAt }
-      return Effect.succeed({ _tag: "Granted", grant })
+      return Effect.succeed({ _tag: "Granted", grant: grantOf(entry, ballot) })
     })
 
   const remember = (entry: Entry, verdict: Lost): void => {
@@ -213,12 +223,18 @@ export const make = Effect.fnUntraced(function*(
     entry.standing = holdersIn(ballots.holdersOf(verdict.ballot.votes), 0)
   }
 
-  const slow = (request: LockStore.Request): LockError.LockStoreError =>
+  const slow = (request: LockStore.Request, operation: string): LockError.LockStoreError =>
     failure(
-      "attempt",
+      operation,
       "Timeout",
       `a majority voted for "${request.key}", but took longer than its ttl of ${request.ttl} ms`,
       request.ttl
+    )
+
+  const backOff = <A, E>(entry: Entry, next: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+    Random.nextBetween(0, 5 * 2 ** entry.rounds).pipe(
+      Effect.flatMap((delay) => Effect.sleep(Math.min(delay, 100))),
+      Effect.andThen(next)
     )
 
   /** Asks once, and again only where the votes were split: then it is not known yet whether anybody has the key. */
@@ -236,14 +252,9 @@ export const make = Effect.fnUntraced(function*(
           case "unavailable":
             return Effect.fail(undecided("attempt", verdict.ballot.votes))
           case "slow":
-            return Effect.fail(slow(request))
+            return Effect.fail(slow(request, "attempt"))
           case "split":
-            if (tries > 1) {
-              return Random.nextBetween(0, 5 * 2 ** entry.rounds).pipe(
-                Effect.flatMap((delay) => Effect.sleep(Math.min(delay, 100))),
-                Effect.andThen(attemptNow(request, entry, tries - 1))
-              )
-            }
+            if (tries > 1) return backOff(entry, attemptNow(request, entry, tries - 1))
         }
         const standing = { holders: entry.standing, ...placeOf(entry.key, entry.holderId) }
         return Effect.succeed({ _tag: "Refused", standing })
@@ -312,7 +323,7 @@ export const make = Effect.fnUntraced(function*(
       const outcomes = ballots.describe(electorate, verdict.ballot.votes)
       return Effect.fail(
         verdict.reason === "slow"
-          ? slow(request)
+          ? slow(request, "attempt")
           : failure("attempt", "Refused", `not granted in ${entry.rounds} tries, and retry has no more: ${outcomes}`)
       )
     }
@@ -321,22 +332,27 @@ export const make = Effect.fnUntraced(function*(
     return Effect.succeed(queued(entry, lookAt))
   }
 
-  const again = (
+  const grantOf = (entry: Entry, ballot: ballots.Ballot): LockStore.Grant => {
+    entry.lease = ballot
+    return { token: ballot.token, ttl: ballot.wish.ttl, sentAt: ballot.sentAt }
+  }
+
+  /** The grant that this holder id has, if it still has it. */
+  const sameGrant = (
+    operation: string,
     request: LockStore.Request,
-    entry: Entry,
-    lease: ballots.Ballot
-  ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> =>
-    Effect.suspend(() => {
-      const sentAt = now()
-      return Effect.flatMap(renewLease("attempt", { ...request, token: lease.token }, request.ttl, lease), (answer) => {
-        if (answer === "Done") {
-          const grant = { token: lease.token, ttl: request.ttl, sentAt }
-          return Effect.succeed<LockStore.Attempt>({ _tag: "Granted", grant })
-        }
-        entry.lease = undefined
-        return Effect.andThen(ballots.end(electorate, lease), ask(request, entry))
-      })
+    entry: Entry
+  ): Effect.Effect<LockStore.Grant | undefined, LockError.LockStoreError> => {
+    const { lease } = entry
+    if (lease === undefined) return Effect.succeed(undefined)
+    const sentAt = now()
+    const held = { key: request.key, holderId: request.holderId, token: lease.token }
+    return Effect.flatMap(renewLease(operation, held, request.ttl, lease), (answer) => {
+      if (answer === "Done") return Effect.succeed({ token: lease.token, ttl: request.ttl, sentAt })
+      entry.lease = undefined
+      return Effect.as(ballots.end(electorate, lease), undefined)
     })
+  }
 
   const ask = (
     request: LockStore.Request,
@@ -344,36 +360,173 @@ export const make = Effect.fnUntraced(function*(
   ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> =>
     request.wait ? attemptInTurn(request, entry) : attemptNow(request, entry, 10)
 
+  const check = (operation: string, { limit, permits, ttl }: LockStore.Request): LockError.LockStoreError | undefined =>
+    permits === 1 && limit === 1 ? checkTtl(operation, ttl) : failure(
+      operation,
+      "Refused",
+      `${permits} of ${limit} permits: votes of a majority make a mutex, not a semaphore; use RedisLockStore for permits`
+    )
+
+  /** One round at a time for a holder id: what is sent twice finds what the first got. */
+  const inTurn = <A>(
+    operation: string,
+    request: LockStore.Request,
+    ask: (entry: Entry) => Effect.Effect<A, LockError.LockStoreError>,
+    isOver: (answer: A) => boolean
+  ): Effect.Effect<A, LockError.LockStoreError> =>
+    Effect.suspend(() => {
+      const refused = check(operation, request)
+      if (refused !== undefined) return Effect.fail(refused)
+      const entry = enter(request)
+      if (entry.asking !== undefined) {
+        return Effect.andThen(Deferred.await(entry.asking), inTurn(operation, request, ask, isOver))
+      }
+      const asking = entry.asking = Deferred.makeUnsafe<void>()
+      return Effect.onExit(Effect.suspend(() => ask(entry)), (exit) =>
+        Effect.sync(() => {
+          entry.asking = undefined
+          // A waiter that was interrupted keeps its place: it is abandoned, or asks again.
+          const ends = Exit.isSuccess(exit) ? isOver(exit.value) : !request.wait || !Exit.hasInterrupts(exit)
+          if (ends && entry.lease === undefined) forget(entry)
+          Deferred.doneUnsafe(asking, Effect.void)
+        }))
+    })
+
   const attempt: LockStore.LockStore["Service"]["attempt"] = (request) =>
-    Effect.suspend((): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
-      if (request.permits !== 1 || request.limit !== 1) {
+    inTurn(
+      "attempt",
+      request,
+      (entry) =>
+        Effect.flatMap(sameGrant("attempt", request, entry), (grant) =>
+          grant === undefined
+            ? ask(request, entry)
+            : Effect.succeed<LockStore.Attempt>({ _tag: "Granted", grant })),
+      ({ _tag }) => _tag === "Refused"
+    )
+
+  const takeover: LockStore.LockStore["Service"]["takeover"] = (request) =>
+    inTurn(
+      "takeover",
+      request,
+      (entry) =>
+        Effect.flatMap(sameGrant("takeover", request, entry), (grant) =>
+          grant === undefined ? takeNow(request, entry, 10) : Effect.succeed(grant)),
+      () =>
+        false
+    )
+
+  const takeNow = (
+    request: LockStore.Request,
+    entry: Entry,
+    tries: number
+  ): Effect.Effect<LockStore.Grant, LockError.LockStoreError> =>
+    Effect.flatMap(
+      cast(request, entry, "take"),
+      (verdict): Effect.Effect<LockStore.Grant, LockError.LockStoreError> => {
+        if (verdict._tag === "Won") return Effect.succeed(grantOf(entry, verdict.ballot))
+        // Votes taken away by another take-over, before they were confirmed: one of the two comes last.
+        if (verdict.reason === "split" && tries > 1) return backOff(entry, takeNow(request, entry, tries - 1))
         return Effect.fail(
-          failure(
-            "attempt",
-            "Refused",
-            `${request.permits} of ${request.limit} permits: votes of a majority make a mutex, not a semaphore; ` +
-              "use RedisLockStore for permits"
-          )
+          verdict.reason === "slow" ? slow(request, "takeover") : undecided("takeover", verdict.ballot.votes)
         )
       }
-      const tooLong = checkTtl("attempt", request.ttl)
-      if (tooLong !== undefined) return Effect.fail(tooLong)
-      const entry = enter(request)
-      // Sent twice: one round at a time for a holder id, and the second finds what the first got.
-      if (entry.asking !== undefined) return Effect.andThen(Deferred.await(entry.asking), attempt(request))
-      const asking = entry.asking = Deferred.makeUnsafe<void>()
-      return (entry.lease === undefined ? ask(request, entry) : again(request, entry, entry.lease)).pipe(
-        Effect.onExit((exit) =>
-          Effect.sync(() => {
-            entry.asking = undefined
-            // A waiter that was interrupted keeps its place: it is abandoned, or asks again.
-            const ends = Exit.isSuccess(exit) ? exit.value._tag === "Refused" : !request.wait || !Exit.hasInterrupts(exit)
-            if (ends && entry.lease === undefined) forget(entry)
-            Deferred.doneUnsafe(asking, Effect.void)
+    )
+
+  const transfer: LockStore.LockStore["Service"]["transfer"] = (held, ticketId) =>
+    Effect.suspend((): Effect.Effect<LockStore.Transfer, LockError.LockStoreError> => {
+      const entry = leaseOf(held)
+      if (entry === null) return Effect.succeed({ _tag: "NotHeld" })
+      const votes = new Map<ballots.Voter, ballots.Vote>()
+      const left: Array<number> = []
+      let denied = 0
+      return ballots.poll(
+        electorate,
+        ballots.reachable(electorate, votes),
+        (voter) =>
+          Effect.map(
+            ballots.answerOf(
+              voter.run(scripts.transfer, [voter.keyOf(held.key)], [
+                entry?.lease?.nonce ?? "",
+                held.holderId,
+                held.token,
+                ticketId
+              ])
+            ),
+            (answer) => {
+              if (ballots.isNoAnswer(answer)) votes.set(voter, answer)
+              else if ((answer as TransferReply)[0] === 1) left.push(Number((answer as TransferReply)[1]))
+              else denied++
+            }
+          ),
+        (pending) => denied > voters.length - quorum || left.length + pending < quorum,
+        votes
+      ).pipe(
+        Effect.andThen(
+          Effect.suspend((): Effect.Effect<LockStore.Transfer, LockError.LockStoreError> => {
+            if (left.length < quorum) {
+              return denied > voters.length - quorum
+                ? Effect.succeed({ _tag: "NotHeld" })
+                : Effect.fail(undecided("transfer", votes))
+            }
+            if (entry?.lease !== undefined) {
+              entry.lease.isOver = true
+              forget(entry)
+            }
+            return Effect.succeed({ _tag: "Done", timeLeft: left.toSorted((a, b) => b - a)[quorum - 1]! })
           })
         )
       )
     })
+
+  const adopt: LockStore.LockStore["Service"]["adopt"] = (ticket, request) =>
+    inTurn(
+      "adopt",
+      request,
+      (entry) =>
+        Effect.flatMap(sameGrant("adopt", request, entry), (grant) =>
+          grant === undefined
+            ? adoptNow(ticket, request, entry, 10)
+            : Effect.succeed<LockStore.Adoption>({ _tag: "Granted", grant })),
+      ({ _tag }) => _tag === "Refused"
+    )
+
+  const adoptNow = (
+    ticket: LockStore.Held,
+    request: LockStore.Request,
+    entry: Entry,
+    tries: number
+  ): Effect.Effect<LockStore.Adoption, LockError.LockStoreError> =>
+    Effect.flatMap(
+      cast(request, entry, "adopt", ticket),
+      (verdict): Effect.Effect<LockStore.Adoption, LockError.LockStoreError> => {
+        if (verdict._tag === "Won") {
+          return Effect.succeed({ _tag: "Granted", grant: grantOf(entry, verdict.ballot) })
+        }
+        const { votes } = verdict.ballot
+        if (verdict.reason === "unavailable") return Effect.fail(undecided("adopt", votes))
+        if (verdict.reason === "slow") return Effect.fail(slow(request, "adopt"))
+        const reasons = new Set<string>()
+        let granted = 0
+        for (const vote of votes.values()) {
+          if (vote._tag === "Spent") reasons.add(vote.reason)
+          else if (vote._tag === "Granted") granted++
+        }
+        // Perhaps two adopt at the same time, and neither has a majority: both have put back what they got.
+        if (granted > 0 && tries > 1) return backOff(entry, adoptNow(ticket, request, entry, tries - 1))
+        const reason = reasons.has("Adopted") ? "Adopted" : reasons.has("TakenOver") ? "TakenOver" : "Expired"
+        return Effect.succeed({ _tag: "Refused", reason })
+      }
+    )
+
+  const listeners = new Set<(loss: LockStore.Loss) => void>()
+  const tell = (loss: LockStore.Loss): void => {
+    for (const listener of listeners) listener(loss)
+  }
+  const onLoss: LockStore.LockStore["Service"]["onLoss"] = (listener) =>
+    Effect.acquireRelease(
+      Effect.sync(() => void listeners.add(listener)),
+      () => Effect.sync(() => listeners.delete(listener))
+    )
 
   const checkTtl = (operation: string, ttl: number): LockError.LockStoreError | undefined =>
     ttl <= maxTtl ? undefined : failure(
@@ -401,7 +554,7 @@ export const make = Effect.fnUntraced(function*(
           : Effect.asVoid(FiberSet.run(electorate.background, ballots.heal(electorate, lease, voter, ttl)))
       return ballots.poll(
         electorate,
-        ballots.reachable(electorate, { votes }),
+        ballots.reachable(electorate, votes),
         (voter) =>
           Effect.flatMap(
             ballots.answerOf(
@@ -425,7 +578,8 @@ export const make = Effect.fnUntraced(function*(
           ),
         (pending) =>
           confirmed >= quorum || denied > voters.length - quorum ||
-          (confirmed + pending < quorum && denied + pending <= voters.length - quorum)
+          (confirmed + pending < quorum && denied + pending <= voters.length - quorum),
+        votes
       ).pipe(
         Effect.andThen(
           Effect.suspend((): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> => {
@@ -433,7 +587,9 @@ export const make = Effect.fnUntraced(function*(
               isConfirmed = true
               return Effect.as(Effect.forEach(missing, healOne, { discard: true }), "Done")
             }
-            return denied > voters.length - quorum ? Effect.succeed("NotHeld") : Effect.fail(undecided(operation, votes))
+            return denied > voters.length - quorum
+              ? Effect.succeed("NotHeld")
+              : Effect.fail(undecided(operation, votes))
           })
         )
       )
@@ -462,13 +618,13 @@ export const make = Effect.fnUntraced(function*(
     { holderId, key, token }: { readonly key: string; readonly holderId: string; readonly token: number | "*" },
     keepFor: number,
     lease: ballots.Ballot | undefined,
-    onAnswer: (voter: ballots.Voter, answer: readonly [0 | 1, ballots.HolderReply] | ballots.NoAnswer) => void,
+    votes: Map<ballots.Voter, ballots.Vote>,
+    onAnswer: (voter: ballots.Voter, answer: readonly [0 | 1, ballots.HolderReply]) => void,
     isDecided: (pending: number) => boolean
   ): Effect.Effect<void> =>
     Effect.suspend(() => {
       if (lease !== undefined) lease.isOver = true
-      const votes = new Map<ballots.Voter, ballots.Vote>()
-      const asked = ballots.reachable(electorate, { votes })
+      const asked = ballots.reachable(electorate, votes)
       const later = (voter: ballots.Voter) =>
         lease !== undefined && keepFor === 0 && lease.mayHold.has(voter) ? settleLater(lease, voter) : Effect.void
       const tellOne = (voter: ballots.Voter) =>
@@ -482,12 +638,14 @@ export const make = Effect.fnUntraced(function*(
               keepFor,
               inbox,
               electorate.clientId,
-              retention
+              retention,
+              "",
+              ""
             ])
           ),
           (answer) => {
             if (ballots.isNoAnswer(answer)) {
-              onAnswer(voter, answer)
+              votes.set(voter, answer)
               return later(voter)
             }
             lease?.mayHold.delete(voter)
@@ -496,10 +654,7 @@ export const make = Effect.fnUntraced(function*(
           }
         )
       return Effect.forEach(votes.keys(), later, { discard: true }).pipe(
-        Effect.andThen(Effect.sync(() => {
-          for (const [voter, vote] of votes) if (ballots.isNoAnswer(vote)) onAnswer(voter, vote)
-        })),
-        Effect.andThen(ballots.poll(electorate, asked, tellOne, isDecided)),
+        Effect.andThen(ballots.poll(electorate, asked, tellOne, isDecided, votes)),
         Effect.uninterruptible
       )
     })
@@ -515,13 +670,12 @@ export const make = Effect.fnUntraced(function*(
         held,
         keepFor,
         entry?.lease,
+        votes,
         (voter, answer) => {
-          if (ballots.isNoAnswer(answer)) votes.set(voter, answer)
-          else if (answer[0] === 1) releasedBy.add(voter)
+          if (answer[0] === 1) releasedBy.add(voter)
           else if (!releasedBy.has(voter)) denied++
         },
-        (pending) =>
-          releasedBy.size >= quorum || denied > voters.length - quorum || releasedBy.size + pending < quorum
+        (pending) => releasedBy.size >= quorum || denied > voters.length - quorum || releasedBy.size + pending < quorum
       ).pipe(
         Effect.andThen(
           Effect.suspend((): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> => {
@@ -549,8 +703,8 @@ export const make = Effect.fnUntraced(function*(
           { key, holderId, token: "*" },
           0,
           entry?.lease,
+          new Map(),
           (_voter, answer) => {
-            if (ballots.isNoAnswer(answer)) return
             unanswered--
             const holder = ballots.holderOf(answer[1])
             if (holder !== undefined) holders.push(holder)
@@ -569,7 +723,7 @@ export const make = Effect.fnUntraced(function*(
       let answered = 0
       return ballots.poll(
         electorate,
-        ballots.reachable(electorate, { votes }),
+        ballots.reachable(electorate, votes),
         (voter) =>
           Effect.map(ballots.answerOf(voter.run(scripts.inspect, [voter.keyOf(key)], [])), (answer) => {
             if (ballots.isNoAnswer(answer)) {
@@ -585,7 +739,8 @@ export const make = Effect.fnUntraced(function*(
               remote.push({ holderId, permits: 1, waitedFor: Number(waitedFor), metadata: JSON.parse(metadata) })
             }
           }),
-        () => false
+        () => false,
+        votes
       ).pipe(
         Effect.flatMap(() => {
           if (answered < quorum) return Effect.fail(undecided("inspect", votes))
@@ -622,6 +777,22 @@ export const make = Effect.fnUntraced(function*(
   })
   yield* Effect.forkScoped(Effect.forever(Effect.andThen(Effect.sleep(retention), sweep)))
 
+  const released = (voter: ballots.Voter, key: string, nonce: string): void => {
+    const queue = queues.get(key)
+    const entry = queue === undefined ? undefined : turnOf(queue)
+    if (entry === undefined) return
+    if (entry.heardFrom?.nonce !== nonce) entry.heardFrom = { nonce, voters: new Set() }
+    entry.heardFrom.voters.add(voter)
+    // A majority is free only when a majority has said so.
+    if (entry.heardFrom.voters.size === quorum) Deferred.doneUnsafe(entry.wake, Effect.void)
+  }
+
+  const evicted = (voter: ballots.Voter, holderId: string): void => {
+    const entry = entries.get(holderId)
+    if (entry?.lease === undefined || entry.evictedBy.add(voter).size !== quorum) return
+    tell({ _tag: "TakenOver", holderId })
+  }
+
   return {
     service: {
       name: settings.name,
@@ -631,36 +802,43 @@ export const make = Effect.fnUntraced(function*(
       renew,
       release,
       abandon,
-      takeover: () => Effect.fail(notOffered("takeover")),
-      transfer: () => Effect.fail(notOffered("transfer")),
-      adopt: () => Effect.fail(notOffered("adopt")),
-      onLoss: () => Effect.void,
+      takeover,
+      transfer,
+      adopt,
+      onLoss,
       inspect
     },
-    released: (voter, key, nonce) => {
-      const queue = queues.get(key)
-      const entry = queue === undefined ? undefined : turnOf(queue)
-      if (entry === undefined) return
-      if (entry.heardFrom?.nonce !== nonce) entry.heardFrom = { nonce, voters: new Set() }
-      entry.heardFrom.voters.add(voter)
-      // A majority is free only when a majority has said so.
-      if (entry.heardFrom.voters.size === quorum) Deferred.doneUnsafe(entry.wake, Effect.void)
-    }
+    receive: (from, message) => {
+      const eviction = /^! (\d+) /.exec(message)
+      const start = eviction === null ? message.indexOf(" ") + 1 : eviction[0].length
+      const end = start + Number(eviction?.[1] ?? 0)
+      const [subject, key] = eviction === null
+        ? [message.slice(0, start - 1), message.slice(start)]
+        : [message.slice(start, end), message.slice(end)]
+      // A borrowed client may put a prefix of its own before the voter's.
+      let [first, name, at] = [undefined as ballots.Voter | undefined, "", Infinity]
+      for (const voter of from) {
+        const prefix = voter.keyOf("")
+        const found = key.indexOf(prefix)
+        if (found === -1 || found >= at) continue
+        first = voter
+        at = found
+        name = key.slice(found + prefix.length)
+      }
+      if (first === undefined) return
+      if (eviction === null) released(first, name, subject)
+      else evicted(first, subject)
+    },
+    doubt: () => tell({ _tag: "InDoubt", key: undefined })
   }
 })
-
-const notOffered = (operation: string): LockError.LockStoreError =>
-  new LockError.LockStoreError({
-    store: "quorum",
-    operation,
-    reason: "Refused",
-    detail: "take-over and hand-off are not offered on a quorum"
-  })
 
 type Lost = Extract<ballots.Verdict, { readonly _tag: "Lost" }>
 
 // Who is told of a release and does not listen any more is struck off then.
 const listenFor = 60_000
+
+type TransferReply = readonly [1, left: string] | readonly [0]
 
 type InspectReply = readonly [
   by: ballots.HolderReply,

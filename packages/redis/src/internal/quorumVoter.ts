@@ -49,6 +49,7 @@ export class ServerVoter implements Voter {
   readonly recovered: Effect.Effect<void>
   trouble: NoAnswer | undefined = { _tag: "NoAnswer", reason: "unreachable", detail: "not connected yet" }
   status: Status | undefined = undefined
+  lastProcess: string | undefined = undefined
   client: RedisClient.RedisClient | undefined = undefined
   /** Done when the first try to connect has ended, well or not. */
   readonly tried: Deferred.Deferred<void> = Deferred.makeUnsafe()
@@ -117,6 +118,7 @@ export class ServerVoter implements Voter {
 export const connect = Effect.fnUntraced(function*(
   voters: ReadonlyArray<ServerVoter>,
   open: (voter: ServerVoter) => Effect.Effect<RedisClient.RedisClient, LockError.LockStoreError, Scope.Scope>,
+  onDoubt: () => void,
   settings: Settings,
   clock: Clock.Clock
 ): Effect.fn.Return<void, LockError.LockStoreError, Scope.Scope> {
@@ -130,6 +132,10 @@ export const connect = Effect.fnUntraced(function*(
       return Effect.flatMap(client.run(scripts.check, [voter.mark], [settings.quarantine, mode]), (reply) => {
         const [process, time, mark, rest] = reply as readonly [string, string, 0 | 1 | 2, string]
         const took = LockStore.elapsedUnsafe(sentAt, clock)
+        const isAnother = voter.lastProcess !== undefined && voter.lastProcess !== process
+        voter.lastProcess = process
+        // A majority may have forgotten a lease: its next renewal tells.
+        if (isAnother) onDoubt()
         const twin = voters.find((other) => other !== voter && other.status?.process === process)
         voter.status = {
           process,
@@ -146,7 +152,7 @@ export const connect = Effect.fnUntraced(function*(
   const join = (voter: ServerVoter, inner: Scope.Closeable) =>
     Effect.gen(function*() {
       const client = yield* open(voter)
-      yield* checkServer(voter, client)
+      yield* checkServer(`Quorum voter ${voter.name}`, client)
       yield* ask(voter, client, known ? "known" : "look")
       voter.client = client
     }).pipe(
@@ -195,7 +201,10 @@ export const connect = Effect.fnUntraced(function*(
         if (voter.trouble === undefined) {
           delay = 50
           // The mark must not run out while somebody may hold a lease.
-          yield* Effect.timeoutOption(voter.troubled, settings.quarantine === 0 ? 60_000 : Math.max(1000, settings.quarantine))
+          yield* Effect.timeoutOption(
+            voter.troubled,
+            settings.quarantine === 0 ? 60_000 : Math.max(1000, settings.quarantine)
+          )
           if (voter.trouble !== undefined) yield* warn(voter)
         } else {
           yield* Effect.sleep(delay)
@@ -275,7 +284,9 @@ const warn = (voter: ServerVoter): Effect.Effect<void> =>
   )
 
 const checkClocks = (voters: ReadonlyArray<ServerVoter>, slack: number): Effect.Effect<void> => {
-  const offsets = voters.flatMap(({ name, status }) => status === undefined ? [] : [[name, status.clockOffset] as const])
+  const offsets = voters.flatMap(({ name, status }) =>
+    status === undefined ? [] : [[name, status.clockOffset] as const]
+  )
     .toSorted(([, a], [, b]) => a - b)
   const [first, last] = [offsets[0], offsets.at(-1)]
   if (first === undefined || last === undefined || last[1] - first[1] < slack / 2) return Effect.void
@@ -285,9 +296,13 @@ const checkClocks = (voters: ReadonlyArray<ServerVoter>, slack: number): Effect.
   ).pipe(Effect.annotateLogs({ module: "effect-lock" }))
 }
 
-/** Finds out at start what would otherwise be found out under load. */
-const checkServer = Effect.fnUntraced(function*(
-  voter: ServerVoter,
+/**
+ * Finds out at start what would otherwise be found out under load.
+ *
+ * @internal
+ */
+export const checkServer = Effect.fnUntraced(function*(
+  name: string,
   client: RedisClient.RedisClient
 ): Effect.fn.Return<void, LockError.LockStoreError> {
   // A managed server may not allow INFO: then nothing is known, and nothing is wrong.
@@ -299,13 +314,9 @@ const checkServer = Effect.fnUntraced(function*(
   }
   const policy = field("maxmemory_policy")
   if (policy !== undefined && policy !== "noeviction") {
-    yield* log(
-      voter,
-      Effect.logWarning(
-        `Quorum voter ${voter.name} may evict locks under memory pressure: maxmemory-policy is ${policy}; ` +
-          "set it to noeviction"
-      )
-    )
+    yield* Effect.logWarning(
+      `${name} may evict locks under memory pressure: maxmemory-policy is ${policy}; set it to noeviction`
+    ).pipe(Effect.annotateLogs({ module: "effect-lock" }))
   }
 })
 

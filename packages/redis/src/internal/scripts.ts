@@ -74,7 +74,8 @@ end
 
 -- Why a ticket can be adopted no more, for as long as somebody may ask.
 local function spend(id, reason)
-  redis.call('SET', L .. ':ticket:' .. id, reason, 'PX', 600000)
+  -- While its slot is on the way to another node of a Cluster, a new key would break the script off half-way.
+  redis.pcall('SET', L .. ':ticket:' .. id, reason, 'PX', 600000)
 end
 
 local function find(id)
@@ -115,7 +116,7 @@ local function dropExpired()
 end
 
 local function grant(id, permits, ttl, mode, offer, client, meta, floor)
-  fence = math.max(fence + 1, floor + 1, time[1] * 1048576)
+  fence = math.max(fence + 1, floor + 1, time[1] * 1000000 + time[2])
   put(id, { expiry = now + ttl + 1, token = fence, permits = permits, since = now, mode = mode, offer = offer,
     client = client, meta = meta })
   used = used + permits
@@ -244,7 +245,7 @@ return { 2, redis.call('ZSCORE', Q, id), standing(id), int(nextExpiry - now) }
   `
 local client, ttl, permits, wanted, floor = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
 if used == 0 and redis.call('EXISTS', Q) == 0 then
-  local token, expiry = math.max(fence + 1, floor + 1, time[1] * 1048576), now + ttl + 1
+  local token, expiry = math.max(fence + 1, floor + 1, time[1] * 1000000 + time[2]), now + ttl + 1
   local text = string.format('%d', token)
   redis.call('HSET', L, 's', string.format('%d %d %s %d %d', permits, expiry, text, expiry, wanted),
     own, string.format('%d %s %d %d h0 %s %s', expiry, text, permits, now, client, ARGV[8]))

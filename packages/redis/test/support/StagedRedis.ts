@@ -142,7 +142,10 @@ export const make = Effect.fnUntraced(function*(target: {
   const run = (command: "evalsha" | "eval") => (...args: ReadonlyArray<string | number>) =>
     issue(
       nameOf([command, String(args[0])]),
-      () => (real as unknown as Record<string, (...args: ReadonlyArray<string | number>) => Promise<unknown>>)[command]!(...args)
+      () =>
+        (real as unknown as Record<string, (...args: ReadonlyArray<string | number>) => Promise<unknown>>)[command]!(
+          ...args
+        )
     )
 
   // Everything else is that of the real one.

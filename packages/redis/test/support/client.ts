@@ -63,7 +63,9 @@ export const hold = Effect.fnUntraced(function*(
   return {
     interrupt: Fiber.interrupt(fiber),
     // A hold that failed will never be entered.
-    entered: Effect.raceFirst(Deferred.await(entered), Effect.andThen(Fiber.join(fiber), Effect.never)).pipe(Effect.orDie),
+    entered: Effect.raceFirst(Deferred.await(entered), Effect.andThen(Fiber.join(fiber), Effect.never)).pipe(
+      Effect.orDie
+    ),
     isInside: () => Deferred.isDoneUnsafe(entered),
     leave: Effect.andThen(Deferred.succeed(left, undefined), Effect.asVoid(Fiber.await(fiber))),
     exit: Fiber.await(fiber)

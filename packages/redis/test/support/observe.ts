@@ -1,5 +1,5 @@
-import { Context, Effect, Logger, Metric, References } from "effect"
 import type { RedisServer } from "@effect-lock/test-utils"
+import { Context, Effect, Logger, Metric, References } from "effect"
 import * as scripts from "../../src/internal/scripts.ts"
 
 export interface LogLine {

@@ -32,9 +32,10 @@ export const start = Effect.fnUntraced(function*(n: number) {
 
 /** Who has this voter's vote: the nonce of the round and the holder id. */
 export const voteAt = Effect.fnUntraced(function*({ server }: Place, key: string) {
-  const [nonce, holderId, until] = (yield* server.command("HMGET", `effect-lock:quorum:${key}`, "n", "i", "u")) as Array<
-    string | null
-  >
+  const [nonce, holderId, until] =
+    (yield* server.command("HMGET", `effect-lock:quorum:${key}`, "n", "i", "u")) as Array<
+      string | null
+    >
   const [seconds] = (yield* server.command("TIME")) as Array<string>
   return nonce === null || Number(until) <= Number(seconds) * 1000 ? undefined : { nonce, holderId: holderId! }
 })
@@ -44,6 +45,16 @@ export const votes = (places: ReadonlyArray<Place>, key: string) =>
   Effect.map(
     Effect.forEach(places, (place) => voteAt(place, key)),
     (all) => all.filter((vote) => vote !== undefined).length
+  )
+
+/** Waits until no voter has a vote on the key, not even one that ran out by itself. */
+export const untilTakenBack = (places: ReadonlyArray<Place>, key: string) =>
+  until(
+    Effect.map(
+      Effect.forEach(places, ({ server }) => server.command("HEXISTS", `effect-lock:quorum:${key}`, "n")),
+      (found) => found.every((it) => it === 0)
+    ),
+    `no vote on ${key} is left`
   )
 
 export const untilVotes = (places: ReadonlyArray<Place>, key: string, count: number) =>

@@ -20,7 +20,7 @@ export interface Task {
   readonly history?: string
 }
 
-/** The last line a worker prints. */
+/** What a worker prints in the end, among its log. */
 export interface Report {
   /** Increments that were acknowledged by the server before the lock was left. */
   readonly acknowledged: number
