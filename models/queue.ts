@@ -371,12 +371,14 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
           before(next)
           next.network = [...next.network, { _tag: "command", command }]
         })
-        step(`${name}, reply late`, (next) => {
-          next.late--
-          before(next)
-          const reply = execute(next, command)
-          if (reply._tag !== "none") next.network = [...next.network, { _tag: "reply", reply }]
-        })
+        // Nobody waits for the replies to these.
+        if (command._tag !== "release" && command._tag !== "abandon") {
+          step(`${name}, reply late`, (next) => {
+            next.late--
+            before(next)
+            next.network = [...next.network, { _tag: "reply", reply: execute(next, command) }]
+          })
+        }
       }
       if (state.twice > 0 && command._tag === "attempt") {
         step(`${name}, and a duplicate`, (next) => {

@@ -30,12 +30,8 @@ export const until = <A>(
     )
   })
 
-/**
- * The reply as text, or `None` where there is none: the server is down, or paused.
- *
- * @internal
- */
-export const ask = (
+/** The reply, or `None` where there is none: the server is down, or paused. */
+const ask = (
   server: Server,
   name: string,
   ...args: ReadonlyArray<string>
