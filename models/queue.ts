@@ -376,7 +376,8 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
           step(`${name}, reply late`, (next) => {
             next.late--
             before(next)
-            next.network = [...next.network, { _tag: "reply", reply: execute(next, command) }]
+            const reply = execute(next, command)
+            next.network = [...next.network, { _tag: "reply", reply }]
           })
         }
       }
@@ -652,6 +653,8 @@ const keyOf = (state: State): string => {
     if ("id" in content) it += content.id
     if ("client" in content) it += content.client
     if ("sentAt" in content) it += `@${ago(content.sentAt)}`
+    // The one that is waited for, or an older one.
+    if ("sentAt" in content && "id" in content) it += waiters[content.id]!.sentAt === content.sentAt
     if ("token" in content) it += `t${tokenRank(content.token)}`
     if ("place" in content) it += `p${ticketRank(content.place)}`
     if ("ticket" in content) it += `q${ticketRank(content.ticket)}`

@@ -88,9 +88,9 @@ export class LockStoreError extends Schema.TaggedError<LockStoreError>()("LockSt
     const detail = this.detail === undefined ? "" : `: ${this.detail}`
     switch (this.reason) {
       case "Timeout":
-        return `The ${this.store} store did not answer "${this.operation}" within ${this.limitName ?? "commandTimeout"} of ${
-          this.limit
-        } ms${detail}`
+        return `The ${this.store} store did not answer "${this.operation}" within ${
+          this.limitName ?? "commandTimeout"
+        } of ${this.limit} ms${detail}`
       case "Unavailable":
         return `The ${this.store} store is unreachable for "${this.operation}"${detail}`
       case "Refused":

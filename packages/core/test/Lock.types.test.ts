@@ -120,17 +120,23 @@ describe("types", () => {
   })
 
   it("misuse does not compile", () => {
-    const misuse = () => {
-      // @ts-expect-error a key is a string
-      Lock.acquire(7)
-      // @ts-expect-error not an option
-      Lock.acquire("k", { timeout: 5 })
-      // @ts-expect-error not a duration
-      Lock.acquire("k", { ttl: "soon" })
-      // @ts-expect-error the effect comes first, or not at all
-      Lock.withLock("k", body)
+    const misuse = (): unknown => {
+      const notAKey = 7
+      const notAnOption = { timeout: 5 }
+      const notADuration = { ttl: "soon" }
+      const calls = [
+        // @ts-expect-error a key is a string
+        Lock.acquire(notAKey),
+        // @ts-expect-error not an option
+        Lock.acquire("k", notAnOption),
+        // @ts-expect-error not a duration
+        Lock.acquire("k", notADuration),
+        // @ts-expect-error the effect comes first, or not at all
+        Lock.withLock("k", body)
+      ]
       // @ts-expect-error a lease is nobody's to make longer than it is
       lease.token = 5
+      return calls
     }
     expectTypeOf(misuse).toBeFunction()
     expectTypeOf(LockOptions.resolve).returns.toEqualTypeOf<

@@ -1,9 +1,9 @@
 import { LockMetrics, type LockOptions } from "@effect-lock/core"
 import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
-import { Deferred, Effect, Exit, Fiber, Metric, Option, Scope } from "effect"
+import { Deferred, Effect, Exit, Fiber, Metric, Option, type Scope } from "effect"
 import { RedisLockStore } from "../src/index.ts"
-import { build, type Client, connect, hold, keysOf, leftovers, queued, until, untilSync } from "./support/client.ts"
+import { build, type Client, connect, hold, keysOf, leftovers, until, untilSync } from "./support/client.ts"
 import { quietly, withFiberCount, withMetrics } from "./support/observe.ts"
 import * as StagedRedis from "./support/StagedRedis.ts"
 

@@ -132,8 +132,18 @@ describe("startup", () => {
       const url = yield* Effect.as(
         server.command(
           ...["ACL", "SETUSER", "app", "reset", "on", ">secret", "~effect-lock:*", "&effect-lock:*"] as const,
-          ...["+@connection", "+@scripting", "+subscribe", "+publish", "+time", "+info", "+@hash", "+@sortedset"],
-          ...["+exists", "+del", "+pexpire", "+pexpireat"]
+          "+@connection",
+          "+@scripting",
+          "+subscribe",
+          "+publish",
+          "+time",
+          "+info",
+          "+@hash",
+          "+@sortedset",
+          "+exists",
+          "+del",
+          "+pexpire",
+          "+pexpireat"
         ),
         `redis://app:secret@${server.host}:${server.port}`
       )

@@ -152,11 +152,11 @@ describe("outages", () => {
         const waiter = yield* hold(client, "k")
         yield* queued(owner, "k", 1)
 
-        const [begin, end] = {
-          refuse: [proxy.refuse, proxy.heal],
-          blackhole: [proxy.blackhole(), proxy.heal],
-          pause: [server.pause, server.resume],
-          restart: [server.kill, server.restart]
+        const { begin, end } = {
+          refuse: { begin: proxy.refuse, end: proxy.heal },
+          blackhole: { begin: proxy.blackhole(), end: proxy.heal },
+          pause: { begin: server.pause, end: server.resume },
+          restart: { begin: server.kill, end: server.restart }
         }[kind]
         yield* begin
         // Several heartbeats in a row fail.

@@ -205,7 +205,9 @@ export const open = <E>(
     Effect.flatMap(Effect.tapError(awaitGrant(holding, how), noteStoreFailure(holding)), (grant) =>
       Effect.withFiber((fiber): Effect.Effect<unknown, LockClosed> => {
         // The end may have come between the answer and now, and would not come again.
-        if (holding.lostFor !== undefined) return stopped(holding)
+        if (holding.lostFor !== undefined) {
+          return stopped(holding)
+        }
         holding.grant(grant)
         LockMetrics.held.modifyUnsafe(1, fiber.context)
         holding.keeper = { effect: Effect.provideContext(keep(holding), fiber.context), scope }

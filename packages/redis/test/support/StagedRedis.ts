@@ -90,7 +90,7 @@ export const make = Effect.fnUntraced(function*(target: {
     act(step, 0)
     void (async () => {
       for (let tick = 1; tick <= 6; tick++) {
-        await undefined
+        await Promise.resolve()
         act(step, tick)
       }
       await turns(1)
@@ -115,7 +115,7 @@ export const make = Effect.fnUntraced(function*(target: {
         const { reply } = await sent
         const settle = await reply.then((value) => () => resolve(value), (error) => () => reject(error))
         await hold(step, "executed")
-        handOver(step, settle)
+        return handOver(step, settle)
       })
     })
   }
@@ -132,7 +132,7 @@ export const make = Effect.fnUntraced(function*(target: {
             const step = begin("push")
             delivering = delivering.then(async () => {
               await hold(step, "before")
-              handOver(step, () => listener(...args))
+              return handOver(step, () => listener(...args))
             })
           }
         )
