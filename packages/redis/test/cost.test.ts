@@ -96,6 +96,8 @@ describe("cost, as the server counts it", () => {
       )
       yield* until(Effect.map(heartbeats, ({ length }) => length >= 6), "six heartbeats")
       const beats = yield* heartbeats
+      // For longer than an unheard client counts as alive, nobody had to ask again.
+      assert.deepStrictEqual([...new Set(sent(yield* monitor.all))], ["heartbeat"])
       for (let i = 1; i < beats.length; i++) {
         // Each is timed from the reply to the one before, so load only draws them apart.
         assert.isAtLeast(beats[i]!.time - beats[i - 1]!.time, interval - 2)

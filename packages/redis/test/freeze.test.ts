@@ -1,10 +1,10 @@
 import type { LockError } from "@effect-lock/core"
 import { FaultProxy, RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, DateTime, Deferred, Effect, Exit, Fiber } from "effect"
+import { Cause, DateTime, Deferred, Effect, Exit, Fiber, Schedule } from "effect"
 import { RedisLockStore } from "../src/index.ts"
 import { build, connect, hold, leftovers, queued, until, untilSync } from "./support/client.ts"
-import { nameOf, quietly, sent } from "./support/observe.ts"
+import { nameOf, quietly, sent, withLog } from "./support/observe.ts"
 import { answers, type Call, record } from "./support/recording.ts"
 
 /** What a loaded machine may add to a timer. */
@@ -223,4 +223,24 @@ describe("the end of a body while a renewal is in flight", () => {
         }
       }).pipe(quietly))
   }
+
+  it.live("G6: a renewal that failed is not tried again once the body has ended", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const server = yield* RedisServer.make()
+        const proxy = yield* FaultProxy.make(server)
+        const { calls, lock } = yield* connectRecorded(proxy)
+        const holder = yield* hold({ lock }, "k", { renewEvery: 10, renewRetry: Schedule.spaced(150) })
+        yield* untilSync(() => answers(calls, "renew", "Done").length > 0, "a renewal")
+        yield* proxy.refuse
+        yield* untilSync(() => lines.some(({ text }) => text.includes("Renewal not confirmed")), "a renewal fails")
+        yield* proxy.heal
+        yield* holder.leave
+        assert.isTrue(Exit.isSuccess(yield* holder.exit))
+        yield* Effect.sleep(400)
+        const verbs = calls.map(({ verb }) => verb)
+        assert.isFalse(verbs.slice(verbs.indexOf("release")).includes("renew"), verbs.join())
+        assert.deepStrictEqual(yield* leftovers(server, "k"), [])
+      })
+    ))
 })

@@ -1,6 +1,6 @@
 import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Fiber } from "effect"
+import { Effect, Fiber, Option } from "effect"
 import { Redis } from "ioredis"
 import { RedisLockStore } from "../src/index.ts"
 import { build, type Client, connect, connections, hold, keysOf, leftovers, queued, until } from "./support/client.ts"
@@ -100,6 +100,25 @@ describe("pushes", () => {
       yield* waiter.leave
     }).pipe(quietly))
 
+  it.live("G11: a heartbeat that arrives after the last waiter was granted leaves no sign of life behind", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const staged = yield* StagedRedis.make(server)
+      const one = yield* connect(server)
+      const other = yield* build(RedisLockStore.layerClient(staged.redis, { heartbeat: 20 }))
+      const holder = yield* hold(one, "k")
+      yield* holder.entered
+      staged.reset()
+      staged.at({ step: "heartbeat#0", moment: "before" }, () => Effect.runPromise(holder.leave))
+      const waiter = yield* hold(other, "k", { ttl: "1 minute" })
+      yield* waiter.entered
+      yield* until(Effect.sync(() => staged.hasActed()), "the heartbeat")
+      // It is on its way before the release is asked for.
+      yield* waiter.leave
+      assert.deepStrictEqual(yield* leftovers(server, "k"), [])
+      assert.deepStrictEqual(staged.trace.slice(0, 2), ["attempt#0", "heartbeat#0"])
+    }).pipe(quietly))
+
   it.live("G3: a grant that was pushed to a process that slept is confirmed before anybody enters", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
@@ -185,6 +204,23 @@ describe("what an administrator does", () => {
         assert.deepStrictEqual(yield* leftovers(server, "k"), [])
       }).pipe(quietly))
   }
+
+  it.live("G10: nobody passes the queue of a lease that was deleted", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const one = yield* connect(server, { store: rarely })
+      const other = yield* connect(server, { store: rarely })
+      const holder = yield* hold(one, "k", { ttl: "1 minute" })
+      yield* holder.entered
+      const { all, entered } = yield* queueUp([one], "k", 2)
+      yield* server.command("DEL", keysOf("k")[0]!)
+      // Who looks first finds the key free, and yet not his.
+      assert.deepStrictEqual(yield* other.lock.withLockIfAvailable(Effect.void, "k"), Option.none())
+      yield* all
+      assert.deepStrictEqual(entered, inOrder(2))
+      yield* holder.leave
+      assert.deepStrictEqual(yield* leftovers(server, "k"), [])
+    }).pipe(quietly))
 
   it.live("G9: waiters survive FLUSHALL and enter, one at a time", () =>
     Effect.gen(function*() {

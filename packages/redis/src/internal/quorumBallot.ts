@@ -78,7 +78,7 @@ export type Vote =
   | { readonly _tag: "Held"; readonly by: Holder }
   | { readonly _tag: "Withheld"; readonly rest: number }
   /** Asked for what a ticket has set aside: there is no such thing, for the reason given if it is known. */
-  | { readonly _tag: "Spent"; readonly reason: string }
+  | { readonly _tag: "Spent"; readonly reason: string; readonly by: Holder | undefined }
   | NoAnswer
 
 /** @internal */
@@ -378,8 +378,8 @@ const decide = (electorate: Electorate, ballot: Ballot): Effect.Effect<Verdict> 
     const reason = granted.size + holders.length + count(ballot, "Spent") < quorum
       ? "unavailable"
       : tally(holders).some(({ length }) => length >= quorum)
-          // A ballot lasts no longer than two polls: who has been voted for longer ago has a lease, as far as can be known.
-          || holders.every(({ heldFor }) => heldFor > 2 * settings.voterTimeout)
+          // Who has been voted for longer ago has a lease, as far as can be known.
+          || !holders.some((holder) => isYoung(electorate, holder))
       ? "taken"
       : "split"
     return Effect.succeed({ _tag: "Lost", ballot, reason })
@@ -541,12 +541,12 @@ type VoteReply =
   | readonly [1, counter: string]
   | readonly [0, counter: string, by: HolderReply]
   | readonly [2, rest: string]
-  | readonly [3, counter: string, reason: string]
+  | readonly [3, counter: string, reason: string, by: HolderReply]
 
 const voteOf = (electorate: Electorate, reply: VoteReply): Vote => {
   if (reply[0] === 2) return { _tag: "Withheld", rest: Number(reply[1]) }
   electorate.floor = Math.max(electorate.floor, Number(reply[1]))
-  if (reply[0] === 3) return { _tag: "Spent", reason: reply[2] }
+  if (reply[0] === 3) return { _tag: "Spent", reason: reply[2], by: holderOf(reply[3]) }
   return reply[0] === 1 ? { _tag: "Granted", counter: reply[1] } : { _tag: "Held", by: holderOf(reply[2])! }
 }
 
@@ -566,6 +566,13 @@ const count = (ballot: Ballot, tag: Vote["_tag"]): number => {
   for (const vote of ballot.votes.values()) if (vote._tag === tag) n++
   return n
 }
+
+/**
+ * Whether a vote may be that of a ballot under way: two polls are the most it takes.
+ *
+ * @internal
+ */
+export const isYoung = ({ settings }: Electorate, { heldFor }: Holder): boolean => heldFor <= 2 * settings.voterTimeout
 
 /** @internal */
 export const holdersOf = (votes: ReadonlyMap<Voter, Vote>): ReadonlyArray<Holder> => {

@@ -89,7 +89,7 @@ end
 /**
  * Asks for this voter's vote. Mode `take` takes it away from who has it and tells him; `adopt` exchanges the one that was set
  * aside under a ticket. `{1, counter}` granted · `{0, counter, holder}` held by somebody else · `{2, time}` withheld ·
- * `{3, counter, reason}` nothing set aside
+ * `{3, counter, reason, holder}` nothing set aside
  *
  * @internal
  */
@@ -104,7 +104,7 @@ local mine = client .. '-' .. ARGV[2]
 if live and nonce == mine then return { 1, vote } end
 if mode == 'adopt' then
   if not (live and nonce == 'aside' and holder == ticket and claim == ARGV[14]) then
-    return { 3, int(counter), reasonOf(ticket) }
+    return { 3, int(counter), reasonOf(ticket), who() }
   end
 elseif live and mode ~= 'take' then
   -- An own earlier round is over and does not block this one; a later one is not to be overtaken.
@@ -328,3 +328,11 @@ export const check: Script = {
   source: checkSource,
   sha: createHash("sha1").update(checkSource).digest("hex")
 }
+
+/**
+ * What a server should know before it is needed: a script that is not known is sent again, and comes after what was sent
+ * behind it.
+ *
+ * @internal
+ */
+export const all: ReadonlyArray<Script> = [acquire, writeBack, release, transfer, extend, heal, inspect, check]

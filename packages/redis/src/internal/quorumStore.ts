@@ -77,14 +77,14 @@ export const make = Effect.fnUntraced(function*(
     operation: string,
     reason: LockError.LockStoreError["reason"],
     detail: string,
-    limit?: number
+    limit?: readonly [name: string, value: number]
   ): LockError.LockStoreError =>
     new LockError.LockStoreError({
       store: settings.name,
       operation,
       reason,
       detail,
-      ...(limit === undefined ? undefined : { limit })
+      ...(limit === undefined ? undefined : { limitName: limit[0], limit: limit[1] })
     })
 
   const undecided = (operation: string, votes: ReadonlyMap<ballots.Voter, ballots.Vote>): LockError.LockStoreError => {
@@ -92,13 +92,10 @@ export const make = Effect.fnUntraced(function*(
       const vote = votes.get(voter) ?? voter.trouble
       return vote?._tag === "NoAnswer" ? [vote.reason] : vote?._tag === "Withheld" ? ["withheld"] : []
     })
-    const reason = failed.every((it) => it === "refused")
-      ? "Refused"
-      : failed.every((it) => it === "timeout")
-      ? "Timeout"
-      : "Unavailable"
+    const only = (what: string) => failed.length > 0 && failed.every((it) => it === what)
+    const reason = only("refused") ? "Refused" : only("timeout") ? "Timeout" : "Unavailable"
     const detail = `no majority of ${voters.length} voters: ${ballots.describe(electorate, votes)}`
-    return failure(operation, reason, detail, reason === "Timeout" ? voterTimeout : undefined)
+    return failure(operation, reason, detail, reason === "Timeout" ? ["voterTimeout", voterTimeout] : undefined)
   }
 
   const enter = (request: LockStore.Request): Entry => {
@@ -228,7 +225,7 @@ export const make = Effect.fnUntraced(function*(
       operation,
       "Timeout",
       `a majority voted for "${request.key}", but took longer than its ttl of ${request.ttl} ms`,
-      request.ttl
+      ["ttl", request.ttl]
     )
 
   const backOff = <A, E>(entry: Entry, next: Effect.Effect<A, E>): Effect.Effect<A, E> =>
@@ -333,6 +330,7 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const grantOf = (entry: Entry, ballot: ballots.Ballot): LockStore.Grant => {
+    entries.set(entry.holderId, entry)
     entry.lease = ballot
     return { token: ballot.token, ttl: ballot.wish.ttl, sentAt: ballot.sentAt }
   }
@@ -344,7 +342,11 @@ export const make = Effect.fnUntraced(function*(
     entry: Entry
   ): Effect.Effect<LockStore.Grant | undefined, LockError.LockStoreError> => {
     const { lease } = entry
-    if (lease === undefined) return Effect.succeed(undefined)
+    // One whose release is not confirmed yet is not given again: it is taken back sooner or later.
+    if (lease === undefined || lease.isOver) {
+      entry.lease = undefined
+      return Effect.succeed(undefined)
+    }
     const sentAt = now()
     const held = { key: request.key, holderId: request.holderId, token: lease.token }
     return Effect.flatMap(renewLease(operation, held, request.ttl, lease), (answer) => {
@@ -435,7 +437,7 @@ export const make = Effect.fnUntraced(function*(
   const transfer: LockStore.LockStore["Service"]["transfer"] = (held, ticketId) =>
     Effect.suspend((): Effect.Effect<LockStore.Transfer, LockError.LockStoreError> => {
       const entry = leaseOf(held)
-      if (entry === null) return Effect.succeed({ _tag: "NotHeld" })
+      if (entry === null || entry?.lease?.isOver === true) return Effect.succeed({ _tag: "NotHeld" })
       const votes = new Map<ballots.Voter, ballots.Vote>()
       const left: Array<number> = []
       let denied = 0
@@ -506,13 +508,14 @@ export const make = Effect.fnUntraced(function*(
         if (verdict.reason === "unavailable") return Effect.fail(undecided("adopt", votes))
         if (verdict.reason === "slow") return Effect.fail(slow(request, "adopt"))
         const reasons = new Set<string>()
-        let granted = 0
+        let isOpen = false
         for (const vote of votes.values()) {
           if (vote._tag === "Spent") reasons.add(vote.reason)
-          else if (vote._tag === "Granted") granted++
+          if (vote._tag === "Spent" && vote.by !== undefined && ballots.isYoung(electorate, vote.by)) isOpen = true
+          if (vote._tag === "Granted") isOpen = true
         }
-        // Perhaps two adopt at the same time, and neither has a majority: both have put back what they got.
-        if (granted > 0 && tries > 1) return backOff(entry, adoptNow(ticket, request, entry, tries - 1))
+        // Perhaps two adopt at the same time and neither has a majority, or one has failed: what they got is put back.
+        if (isOpen && tries > 1) return backOff(entry, adoptNow(ticket, request, entry, tries - 1))
         const reason = reasons.has("Adopted") ? "Adopted" : reasons.has("TakenOver") ? "TakenOver" : "Expired"
         return Effect.succeed({ _tag: "Refused", reason })
       }
@@ -606,7 +609,9 @@ export const make = Effect.fnUntraced(function*(
       const tooLong = checkTtl("renew", ttl)
       if (tooLong !== undefined) return Effect.fail(tooLong)
       const entry = leaseOf(held)
-      return entry === null ? Effect.succeed("NotHeld" as const) : renewLease("renew", held, ttl, entry?.lease)
+      return entry === null || entry?.lease?.isOver === true
+        ? Effect.succeed("NotHeld" as const)
+        : renewLease("renew", held, ttl, entry?.lease)
     })
 
   /** What is not confirmed is tried on in the background, for as long as a voter may keep the vote. */

@@ -153,6 +153,7 @@ export const connect = Effect.fnUntraced(function*(
     Effect.gen(function*() {
       const client = yield* open(voter)
       yield* checkServer(`Quorum voter ${voter.name}`, client)
+      for (const { source } of scripts.all) yield* Effect.ignore(client.command("SCRIPT", "LOAD", source))
       yield* ask(voter, client, known ? "known" : "look")
       voter.client = client
     }).pipe(
@@ -328,6 +329,7 @@ const slow = (took: number, limit: number): LockError.LockStoreError =>
     store: "redis-quorum",
     operation: "check",
     reason: "Timeout",
+    limitName: "voterTimeout",
     limit,
     detail: `answers after ${Math.round(took)} ms, later than voterTimeout of ${limit} ms`
   })

@@ -25,8 +25,8 @@ export interface StagedRedis {
   /** The steps in the order in which they began, and what a test adds. */
   readonly trace: Array<string>
   readonly count: (name: string) => number
-  /** Does something at a point, once. */
-  readonly at: (point: Point, act: () => void) => void
+  /** Does something at a point, once. What is held there is held until that is done, too. */
+  readonly at: (point: Point, act: () => void | Promise<unknown>) => void
   /** Begins a new count of steps, a new trace, and plans nothing. */
   readonly reset: () => void
   readonly hasActed: () => boolean
@@ -61,7 +61,8 @@ export const make = Effect.fnUntraced(function*(target: {
 
   const trace: Array<string> = []
   const counts = new Map<string, number>()
-  let planned: { readonly point: Point; readonly act: () => void } | undefined
+  let planned: { readonly point: Point; readonly act: () => void | Promise<unknown> } | undefined
+  let doing: void | Promise<unknown>
   let acted = false
 
   const begin = (name: string): string => {
@@ -75,13 +76,15 @@ export const make = Effect.fnUntraced(function*(target: {
   const act = (step: string, moment: Point["moment"]): boolean => {
     if (acted || planned?.point.step !== step || planned.point.moment !== moment) return false
     acted = true
-    planned.act()
+    doing = planned.act()
     return true
   }
 
   /** What was acted upon has a few turns of the event loop to react before things go on. */
   const hold = async (step: string, moment: "before" | "executed") => {
-    if (act(step, moment)) await turns(5)
+    if (!act(step, moment)) return
+    await doing
+    await turns(5)
   }
 
   const handOver = (step: string, deliver: () => void) => {
