@@ -350,7 +350,10 @@ const makeStore = Effect.fnUntraced(function*(
     Effect.map(redis.run(scripts.renew, keysOf(key), [holderId, token, ttl, channels]), confirmation)
 
   const release: LockStore.LockStore["Service"]["release"] = ({ holderId, key, token }, keepFor) =>
-    Effect.map(redis.run(scripts.release, keysOf(key), [holderId, token, keepFor, channels]), confirmation)
+    Effect.suspend(() => {
+      room.leave(holderId)
+      return Effect.map(redis.run(scripts.release, keysOf(key), [holderId, token, keepFor, channels]), confirmation)
+    })
 
   const abandon: LockStore.LockStore["Service"]["abandon"] = (key, holderId) =>
     Effect.suspend(() => {
@@ -377,6 +380,7 @@ const makeStore = Effect.fnUntraced(function*(
   const transfer: LockStore.LockStore["Service"]["transfer"] = ({ holderId, key, token }, ticketId) =>
     Effect.map(redis.run(scripts.transfer, keysOf(key), [holderId, token, ticketId, channels]), (reply) => {
       const [done, timeLeft] = reply as readonly [0 | 1, string]
+      if (done === 1) room.leave(holderId)
       return done === 1 ? { _tag: "Done", timeLeft: Number(timeLeft) } : { _tag: "NotHeld" }
     })
 

@@ -76,21 +76,16 @@ const play = Effect.fnUntraced(function*(
   const subject = yield* Effect.forkScoped(Effect.raceFirst(Deferred.await(timedOut), locked))
   let closing: Fiber.Fiber<void> | undefined
   if (plan !== undefined) {
-    staged.at(plan.point, () => {
-      switch (plan.deed) {
-        case "interrupt":
-          return subject.interruptUnsafe()
-        case "timeout":
-          return Deferred.doneUnsafe(timedOut, Effect.succeed("timed out"))
-        case "fail":
-          return Deferred.doneUnsafe(failed, Effect.fail("failed"))
-        case "close":
-          closing = Effect.runFork(client.close)
-          return
-        case "cut":
-          return staged.cut()
-      }
-    })
+    const acts: Record<Deed, () => void> = {
+      interrupt: () => subject.interruptUnsafe(),
+      timeout: () => void Deferred.doneUnsafe(timedOut, Effect.succeed("timed out")),
+      fail: () => void Deferred.doneUnsafe(failed, Effect.fail("failed")),
+      close: () => {
+        closing = Effect.runFork(client.close)
+      },
+      cut: staged.cut
+    }
+    staged.at(plan.point, acts[plan.deed])
   }
 
   const isOver = () => subject.pollUnsafe() !== undefined

@@ -25,6 +25,7 @@ export interface WaitingRoom {
   ) => Effect.Effect<Effect.Effect<LockStore.Signal, LockError.LockStoreError>>
   /** Whether the server has queued this waiter before. */
   readonly knows: (id: string) => boolean
+  /** Nothing is waited for or held under this id any more. */
   readonly leave: (id: string) => void
   /** A grant arrived. One that nobody waits for any more expires on the server. */
   readonly granted: (id: string, grant: LockStore.Grant) => void
@@ -84,21 +85,27 @@ export const make = Effect.fnUntraced(function*(
   const waiters = new Map<string, Waiter>()
   const queues = new Map<string, Queue>()
 
-  const leave = (id: string): Waiter | undefined => {
-    const waiter = waiters.get(id)
-    if (waiter === undefined) return undefined
-    waiters.delete(id)
-    const queue = queues.get(waiter.key)
+  const dequeue = ({ id, key }: Waiter): void => {
+    const queue = queues.get(key)
     if (queue?.waiters.delete(id) === true && queue.waiters.size === 0) {
-      queues.delete(waiter.key)
+      queues.delete(key)
       queue.fiber?.interruptUnsafe()
     }
-    return waiter
   }
 
+  const leave = (id: string): void => {
+    const waiter = waiters.get(id)
+    if (waiter === undefined) return
+    waiters.delete(id)
+    dequeue(waiter)
+  }
+
+  // Its place is kept: an offer that ran out before anybody could use it is asked for again, from where it stood.
   const granted: WaitingRoom["granted"] = (id, grant) => {
-    const waiter = leave(id)
-    if (waiter !== undefined) Deferred.doneUnsafe(waiter.signal, Effect.succeed({ _tag: "Granted", grant }))
+    const waiter = waiters.get(id)
+    if (waiter === undefined) return
+    dequeue(waiter)
+    Deferred.doneUnsafe(waiter.signal, Effect.succeed({ _tag: "Granted", grant }))
   }
 
   const beat = (queue: Queue): Effect.Effect<void> =>
@@ -171,7 +178,7 @@ export const make = Effect.fnUntraced(function*(
         waiter.ticket = ticket
         const signal = Deferred.await(waiter.signal)
         // Granted or gone already: the push overtook the reply, or the wait was given up.
-        if (waiters.get(waiter.id) !== waiter) return Effect.succeed(signal)
+        if (waiters.get(waiter.id) !== waiter || Deferred.isDoneUnsafe(waiter.signal)) return Effect.succeed(signal)
         let queue = queues.get(waiter.key)
         if (queue === undefined) {
           queue = {
@@ -208,13 +215,11 @@ const maxAsked = 32
 
 /** The ids a heartbeat asks about: all in turn, a bounded number at a time. */
 const takeTurns = (queue: Queue): ReadonlyArray<string> => {
-  const ids: Array<string> = []
-  for (const [id, waiter] of queue.waiters) {
-    if (ids.length === maxAsked) break
-    ids.push(id)
+  const asked = Array.from(queue.waiters).slice(0, maxAsked)
+  for (const [id, waiter] of asked) {
     // To the end of the line of those asked about; the server keeps the order of grants.
     queue.waiters.delete(id)
     queue.waiters.set(id, waiter)
   }
-  return ids
+  return asked.map(([id]) => id)
 }
