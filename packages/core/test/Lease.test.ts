@@ -35,6 +35,16 @@ describe("renewal", () => {
       assert.isTrue(store.renewals.every(({ ttl }) => ttl === 1000))
     }))
 
+  it.effect("is one at a time, though its answer takes a while", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl: 900 })
+      store.faults.renew = (run) => Effect.delay(run, 50)
+      const lease = yield* lock.acquire("k")
+      yield* TestClock.adjust(3100)
+      assert.isTrue(yield* lease.isValid)
+      assert.strictEqual(store.count("renew"), 10)
+    }))
+
   it.effect("is sent when renewEvery says so", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup({ ttl: 1000, renewEvery: 800 })
@@ -301,6 +311,21 @@ describe("a lost lease", () => {
       const { error, interruptedAt } = yield* Fiber.join(fiber)
       isLost(error, "NotHeld")
       assert.strictEqual(interruptedAt, 300)
+    }))
+
+  it.effect("G4: is found out at once when the store has doubts, and one that is still there goes on", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl: 30_000 })
+      const [gone, other] = [yield* lock.acquire("k"), yield* lock.acquire("other")]
+      yield* store.evict("k", gone.holderId)
+      yield* store.tell({ _tag: "InDoubt", key: "other" })
+      yield* settle
+      assert.isTrue(yield* gone.isValid)
+      assert.strictEqual(store.count("renew"), 1)
+      yield* store.tell({ _tag: "InDoubt", key: undefined })
+      isLost(yield* Effect.flip(gone.lost), "NotHeld")
+      yield* until(() => store.count("renew") === 3)
+      assert.isTrue(yield* other.isValid)
     }))
 
   it.effect("G4: lets the work's own finalizers end before anything else", () =>

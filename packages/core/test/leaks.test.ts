@@ -38,7 +38,7 @@ const uses: ReadonlyArray<{
       lock.withLock(
         Effect.andThen(Effect.suspend(() => store.evict("k", store.requests.at(-1)!.holderId)), Effect.never),
         "k",
-        options
+        { ...options, ttl: 90 }
       )
   },
   { title: "acquire", use: ({ lock }, options) => Effect.scoped(lock.acquire("k", options)) },
@@ -71,7 +71,7 @@ describe("G11: a lock that has ended is remembered by nobody", () => {
   for (const { title, use } of uses) {
     it.effect(title, () =>
       Effect.gen(function*() {
-        const { lock, store } = yield* setup({ ttl: 90 })
+        const { lock, store } = yield* setup({ ttl: "1 hour" })
         const other = yield* makeLock(store)
         const references: Array<WeakRef<object>> = []
         const run = Effect.suspend(() => {

@@ -201,6 +201,33 @@ describe("logs", () => {
       })
     ))
 
+  it.effect("tell of a loss soon, though the lease has never been renewed", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup({ ttl: "1 hour" })
+        const other = yield* makeLock(store)
+        yield* lock.acquire("k")
+        yield* other.takeover("k")
+        yield* TestClock.adjust("1 second")
+        assert.strictEqual(lines.length, 1)
+        assert.include(lines[0]?.text, "somebody took it over")
+      })
+    ))
+
+  it.effect("tell of a loss that ends its scope at once", () =>
+    withLog((lines) =>
+      withMetrics(Effect.gen(function*() {
+        const { lock, store } = yield* setup({ ttl: "1 hour" })
+        const other = yield* makeLock(store)
+        const fiber = yield* Effect.forkChild(Effect.exit(lock.withLock(Effect.never, "k")))
+        yield* until(() => store.count("attempt") === 1)
+        yield* other.takeover("k")
+        yield* Fiber.join(fiber)
+        assert.strictEqual(lines.length, 1)
+        assert.strictEqual(yield* count(LockMetrics.lost, { reason: "TakenOver" }), 1)
+      }))
+    ))
+
   it.effect("tell of every renewal that was not confirmed, and how much time is left", () =>
     withLog((lines) =>
       Effect.gen(function*() {

@@ -351,7 +351,7 @@ const makeStore = Effect.fnUntraced(function*(
 
   const release: LockStore.LockStore["Service"]["release"] = ({ holderId, key, token }, keepFor) =>
     Effect.suspend(() => {
-      room.leave(holderId)
+      room.used(holderId)
       return Effect.map(redis.run(scripts.release, keysOf(key), [holderId, token, keepFor, channels]), confirmation)
     })
 
@@ -380,7 +380,7 @@ const makeStore = Effect.fnUntraced(function*(
   const transfer: LockStore.LockStore["Service"]["transfer"] = ({ holderId, key, token }, ticketId) =>
     Effect.map(redis.run(scripts.transfer, keysOf(key), [holderId, token, ticketId, channels]), (reply) => {
       const [done, timeLeft] = reply as readonly [0 | 1, string]
-      if (done === 1) room.leave(holderId)
+      if (done === 1) room.used(holderId)
       return done === 1 ? { _tag: "Done", timeLeft: Number(timeLeft) } : { _tag: "NotHeld" }
     })
 

@@ -5,6 +5,7 @@ import { type Duration, Effect, Exit, Fiber, Layer, Option, Random, Schedule, ty
 import { Redis } from "ioredis"
 import { QuorumLockStore, RedisClient } from "../src/index.ts"
 import * as ballots from "../src/internal/quorumBallot.ts"
+import * as scripts from "../src/internal/quorumScripts.ts"
 import { build, hold, until } from "./support/client.ts"
 import { quietly, withFiberCount, withLog } from "./support/observe.ts"
 import * as quorum from "./support/quorum.ts"
@@ -400,6 +401,34 @@ describe("quorum: locks", { concurrent: true }, () => {
 })
 
 describe("quorum: memory loss", { concurrent: true }, () => {
+  test(
+    "heals where a majority has been confirmed in the same round, and nowhere else",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const client = yield* connect({ lock: { ttl: 1500 } })
+      const holder = yield* hold(client, "k")
+      yield* holder.entered
+      yield* quorum.untilVotes(places, "k", 3)
+      const recordings = yield* Effect.forEach(places.slice(0, 2), ({ server }) => server.monitor)
+      const heals = Effect.map(
+        Effect.forEach(recordings, ({ take }) => take),
+        (all) =>
+          all.flat().filter(({ command }) => command[1] === scripts.heal.sha || command[1] === scripts.heal.source)
+      )
+      yield* places[0]!.server.command("DEL", "effect-lock:quorum:k")
+      yield* quorum.untilVotes(places, "k", 3)
+      assert.strictEqual((yield* heals).length, 1)
+      // Both at once, as far as a renewal can tell.
+      for (const { proxy } of places.slice(0, 2)) yield* proxy.blackhole("requests")
+      for (const { server } of places.slice(0, 2)) yield* server.command("DEL", "effect-lock:quorum:k")
+      for (const { proxy } of places.slice(0, 2)) yield* proxy.heal
+      const lost = Option.getOrUndefined(Exit.findErrorOption(yield* holder.exit)) as { readonly reason: string }
+      assert.strictEqual(lost.reason, "NotHeld")
+      yield* client.lock.withLock(Effect.void, "k")
+      assert.deepStrictEqual(yield* heals, [])
+    })
+  )
+
   const store = { maxTtl: 3000, slack: 1000 }
 
   test(

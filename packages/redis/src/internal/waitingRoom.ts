@@ -25,6 +25,8 @@ export interface WaitingRoom {
   ) => Effect.Effect<Effect.Effect<LockStore.Signal, LockError.LockStoreError>>
   /** Whether the server has queued this waiter before. */
   readonly knows: (id: string) => boolean
+  /** A grant that was waited for has come to its end: its place is not needed any more. */
+  readonly used: (id: string) => void
   /** Nothing is waited for or held under this id any more. */
   readonly leave: (id: string) => void
   /** A grant arrived. One that nobody waits for any more expires on the server. */
@@ -204,6 +206,10 @@ export const make = Effect.fnUntraced(function*(
     knows: (id) => {
       const waiter = waiters.get(id)
       return waiter !== undefined && waiter.ticket !== "0"
+    },
+    used: (id) => {
+      const waiter = waiters.get(id)
+      if (waiter !== undefined && Deferred.isDoneUnsafe(waiter.signal)) leave(id)
     },
     leave,
     granted,
