@@ -497,8 +497,18 @@ export const heal = (electorate: Electorate, ballot: Ballot, voter: Voter, ttl: 
       answerOf(
         voter.run(
           scripts.heal,
-          [voter.keyOf(key)],
-          [ballot.nonce, holderId, ballot.token, ttl, age, metadata, settings.retention]
+          voter.mark === undefined ? [voter.keyOf(key)] : [voter.keyOf(key), voter.mark],
+          [
+            ballot.nonce,
+            holderId,
+            ballot.token,
+            ttl,
+            age,
+            metadata,
+            settings.retention,
+            settings.quarantine,
+            settings.fresh ? 1 : 0
+          ]
         )
       ),
       (answer) => {

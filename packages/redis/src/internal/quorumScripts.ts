@@ -264,12 +264,21 @@ export const heal = script(
   "heal",
   `
 if live then return nonce == ARGV[1] and 1 or 0 end
+-- A voter that may have forgotten whom it voted for gives no vote here either: that one may still count on it.
+local quarantine = tonumber(ARGV[8])
+if quarantine > 0 then
+  local mark
+  if KEYS[2] then mark = redis.call('GET', KEYS[2]) else mark = redis.call('HGET', K, 'q') end
+  local _, state, rest = withheld(mark, quarantine)
+  if rest > 0 and not (state == 0 and ARGV[9] == '1') then return 0 end
+end
 local expires = now + tonumber(ARGV[4]) + 1
 redis.call('HSET', K, 'c', int(math.max(counter, tonumber(ARGV[3]))), 'n', ARGV[1], 'k', ARGV[3], 't', ARGV[3],
   'u', int(expires), 's', int(now - tonumber(ARGV[5])), 'i', ARGV[2], 'm', ARGV[6])
 retain(expires, tonumber(ARGV[7]))
 return 1
-`
+`,
+  [withholding]
 )
 
 /**

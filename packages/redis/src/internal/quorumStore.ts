@@ -658,7 +658,8 @@ export const make = Effect.fnUntraced(function*(
             return Effect.void
           }
         )
-      return Effect.forEach(votes.keys(), later, { discard: true }).pipe(
+      const untold = voters.filter((voter) => votes.has(voter) || voter.trouble !== undefined)
+      return Effect.forEach(untold, later, { discard: true }).pipe(
         Effect.andThen(ballots.poll(electorate, asked, tellOne, isDecided, votes)),
         Effect.uninterruptible
       )
