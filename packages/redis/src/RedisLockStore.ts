@@ -24,7 +24,7 @@ import * as LockError from "@effect-lock/core/LockError"
 import * as LockStore from "@effect-lock/core/LockStore"
 import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
@@ -34,6 +34,7 @@ import type * as Scope from "effect/Scope"
 import type { Cluster, ClusterNode, ClusterOptions, Redis, RedisOptions } from "ioredis"
 import * as Crypto from "node:crypto"
 import * as Os from "node:os"
+import { driftFactor, invalid, keyPrefix, millis, resolve as read } from "./internal/options.ts"
 import * as scripts from "./internal/scripts.ts"
 import * as WaitingRoom from "./internal/waitingRoom.ts"
 import * as RedisClient from "./RedisClient.ts"
@@ -518,20 +519,16 @@ const checkServer = Effect.fnUntraced(function*(
   }
 })
 
-const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockInvalid> => {
-  try {
-    const { driftFactor = 0.01, keyPrefix = "effect-lock", push = true } = options
-    if (keyPrefix === "" || /[{}\s]/.test(keyPrefix)) {
-      throw invalid("keyPrefix", keyPrefix, "a prefix has at least one character, and no braces or white space")
-    }
-    if (!(driftFactor >= 0 && driftFactor < 0.5)) {
-      throw invalid("driftFactor", driftFactor, "must be from 0 to below 0.5")
-    }
+const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockInvalid> =>
+  read(() => {
+    const { push = true } = options
+    const prefix = keyPrefix(options.keyPrefix)
+    const drift = driftFactor(options.driftFactor)
     const heartbeat = millis("heartbeat", options.heartbeat ?? 2000, 20_000)
     const pollInterval = millis("pollInterval", options.pollInterval ?? 100, 20_000)
-    return Effect.succeed({
-      keyPrefix,
-      driftFactor,
+    return {
+      keyPrefix: prefix,
+      driftFactor: drift,
       push,
       commandTimeout: millis("commandTimeout", options.commandTimeout ?? 2000),
       interval: push ? heartbeat : Math.min(heartbeat, pollInterval),
@@ -539,22 +536,5 @@ const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockI
       offer: 3 * heartbeat,
       liveness: 3 * heartbeat,
       outageTolerance: millis("outageTolerance", options.outageTolerance ?? 30_000)
-    })
-  } catch (error) {
-    return error instanceof LockError.LockInvalid ? Effect.fail(error) : Effect.die(error)
-  }
-}
-
-const millis = (option: string, input: Duration.Input, max = 2 ** 31 - 1): number => {
-  let value: number
-  try {
-    value = typeof input === "number" ? input : Duration.toMillis(Duration.fromInputUnsafe(input))
-  } catch {
-    throw invalid(option, input, "write a duration such as 500 or \"2 seconds\"")
-  }
-  if (!(value >= 1 && value <= max)) throw invalid(option, input, `must be from 1 ms to ${max} ms`)
-  return Math.ceil(value)
-}
-
-const invalid = (input: string, value: unknown, fix: string): LockError.LockInvalid =>
-  new LockError.LockInvalid({ input, value: typeof value === "string" ? JSON.stringify(value) : String(value), fix })
+    }
+  })
