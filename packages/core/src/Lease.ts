@@ -49,6 +49,13 @@ export interface Lease {
    */
   readonly extend: (ttl: Duration.Input) => Effect.Effect<void, LockLost | LockStoreError | LockInvalid>
   /**
+   * Succeeds when somebody else waits for the key, so that long work can end early of its own accord; fails when the lease is
+   * lost. Pushed where the store pushes, otherwise asked for as often as renewals. Costs nothing until it is used.
+   */
+  readonly revocation: Effect.Effect<void, LockLost>
+  /** Reports progress, for `progressTimeout`; fails when the lease is no longer surely valid. */
+  readonly heartbeat: Effect.Effect<void, LockLost>
+  /**
    * Gives the lease away: a ticket that `Lock.adopt` turns into a lease elsewhere, once, within the time left. Renewal has
    * been stopped and awaited; the end of this scope neither renews nor releases. Work guarded here goes on unguarded.
    * `extend` first if the ticket may be long on its way. Fails with `LockStoreError` when the store did not confirm; the

@@ -37,36 +37,31 @@
  *
  * @since 0.1.0
  */
-import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
-import * as DateTime from "effect/DateTime"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as FiberSet from "effect/FiberSet"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
-import * as Metric from "effect/Metric"
-import * as Option from "effect/Option"
-import * as Predicate from "effect/Predicate"
-import * as Scope from "effect/Scope"
-import * as Tracer from "effect/Tracer"
+import type * as Option from "effect/Option"
+import * as Queue from "effect/Queue"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as engines from "./internal/engine.ts"
+import type { Listener } from "./internal/events.ts"
 import * as holdings from "./internal/holding.ts"
-import { elapsedUnsafe, nowUnsafe } from "./internal/instant.ts"
-import * as regions from "./internal/region.ts"
 import type { Lease } from "./Lease.ts"
 import type { LeaseTicket } from "./LeaseTicket.ts"
-import {
+import type {
   LockDeadlock,
-  type LockError,
-  type LockInvalid,
-  type LockStoreError,
-  type LockTimeout,
-  type TicketRefused
+  LockError,
+  LockInvalid,
+  LockQueueFull,
+  LockStoreError,
+  LockTimeout,
+  TicketRefused
 } from "./LockError.ts"
-import * as LockMetrics from "./LockMetrics.ts"
-import * as LockOptions from "./LockOptions.ts"
+import type { LockEvent } from "./LockEvent.ts"
+import type * as LockOptions from "./LockOptions.ts"
 import { type KeyState, LockStore } from "./LockStore.ts"
 
 /**
@@ -75,7 +70,7 @@ import { type KeyState, LockStore } from "./LockStore.ts"
  * @category errors
  * @since 0.1.0
  */
-export type TryError = Exclude<LockError, LockTimeout | LockDeadlock>
+export type TryError = Exclude<LockError, LockTimeout | LockDeadlock | LockQueueFull>
 
 /**
  * The locks of an application: one client of one store.
@@ -107,6 +102,20 @@ export class Lock extends Context.Service<Lock, {
     key: string,
     options?: LockOptions.LockOptions
   ) => Effect.Effect<Option.Option<A>, E | TryError, R>
+  readonly withLease: <A, E, R>(
+    key: string,
+    use: (lease: Lease) => Effect.Effect<A, E, R>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<A, E | LockError, R>
+  readonly withLocks: <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    keys: ReadonlyArray<string>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<A, E | LockError, R>
+  readonly acquireAll: (
+    keys: ReadonlyArray<string>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<ReadonlyArray<Lease>, LockError, Scope.Scope>
   readonly takeover: (
     key: string,
     options?: LockOptions.LockOptions
@@ -116,6 +125,8 @@ export class Lock extends Context.Service<Lock, {
     options?: LockOptions.LockOptions
   ) => Effect.Effect<Lease, TryError | TicketRefused, Scope.Scope>
   readonly inspect: (key: string) => Effect.Effect<KeyState, LockStoreError | LockInvalid>
+  readonly list: (prefix: string) => Effect.Effect<ReadonlyArray<KeyState>, LockStoreError>
+  readonly events: Stream.Stream<LockEvent>
 }>()("@effect-lock/core/Lock") {}
 
 /**
@@ -210,6 +221,80 @@ export const withLockIfAvailable: {
 )
 
 /**
+ * As `withLock`, for work that needs the lease: its token, `check` between steps, `heartbeat`, `revocation`.
+ *
+ * **Example** (The token goes along with every write)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Layer } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const write = (token: number) => Effect.succeed(`written with token ${token > 0}`)
+ * const program = Lock.withLease("report", (lease) => write(lease.token), { ttl: "10 seconds" })
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * await Effect.runPromise(Effect.provide(program, LockLive)) // => "written with token true"
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const withLease = <A, E, R>(
+  key: string,
+  use: (lease: Lease) => Effect.Effect<A, E, R>,
+  options?: LockOptions.LockOptions
+): Effect.Effect<A, E | LockError, R | Lock> => Lock.use((lock) => lock.withLease(key, use, options))
+
+/**
+ * Runs an effect while holding several keys: all or nothing.
+ *
+ * **Details**
+ *
+ * Keys are taken in one canonical order, whatever order they are given in, and duplicates are merged, so callers of
+ * `withLocks` cannot wait for each other in a circle. While nothing is taken, all keys cost one round trip. Otherwise what
+ * comes before the first key that is taken is kept, what comes after it is given back, and that key is waited for.
+ * `waitTimeout` bounds the whole. Each key has a lease of its own; losing one ends all. They are released at the same time.
+ *
+ * **Gotchas**
+ *
+ * The order covers the keys of one call. Calls nested in each other have to agree on one: see `LockOrder`.
+ *
+ * **Example** (From one account to another)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Layer } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const transfer = (from: string, to: string) =>
+ *   Effect.succeed(`${from} to ${to}`).pipe(Lock.withLocks([`account:${from}`, `account:${to}`]))
+ *
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * const both = Effect.all([transfer("1", "2"), transfer("2", "1")], { concurrency: 2 })
+ * await Effect.runPromise(Effect.provide(both, LockLive)) // => ["1 to 2", "2 to 1"]
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const withLocks: {
+  (
+    keys: ReadonlyArray<string>,
+    options?: LockOptions.LockOptions
+  ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | LockError, R | Lock>
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    keys: ReadonlyArray<string>,
+    options?: LockOptions.LockOptions
+  ): Effect.Effect<A, E | LockError, R | Lock>
+} = dual(
+  (args) => Effect.isEffect(args[0]),
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    keys: ReadonlyArray<string>,
+    options?: LockOptions.LockOptions
+  ): Effect.Effect<A, E | LockError, R | Lock> => Lock.use((lock) => lock.withLocks(effect, keys, options))
+)
+
+/**
  * Acquires a key for as long as the scope is open.
  *
  * **When to use**
@@ -255,6 +340,30 @@ export const tryAcquire = (
   options?: LockOptions.LockOptions
 ): Effect.Effect<Option.Option<Lease>, TryError, Lock | Scope.Scope> =>
   Lock.use((lock) => lock.tryAcquire(key, options))
+
+/**
+ * Acquires several keys for as long as the scope is open, as `withLocks` does: all or nothing. One lease for each key
+ * given, in that order; a key that is given twice has one lease.
+ *
+ * **Example** (All leases of a batch)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Layer } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const program = Effect.scoped(Effect.map(Lock.acquireAll(["b", "a"]), (leases) => leases.map(({ key }) => key)))
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * await Effect.runPromise(Effect.provide(program, LockLive)) // => ["b", "a"]
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const acquireAll = (
+  keys: ReadonlyArray<string>,
+  options?: LockOptions.LockOptions
+): Effect.Effect<ReadonlyArray<Lease>, LockError, Lock | Scope.Scope> =>
+  Lock.use((lock) => lock.acquireAll(keys, options))
 
 /**
  * Takes a key away from whoever holds it, ahead of everybody who waits.
@@ -335,6 +444,48 @@ export const inspect = (key: string): Effect.Effect<KeyState, LockStoreError | L
   Lock.use((lock) => lock.inspect(key))
 
 /**
+ * The keys in use that begin so, sorted, each as `inspect` tells of it.
+ *
+ * **Gotchas**
+ *
+ * The store looks through all of its keys, which takes time where there are many: for people and dashboards, not for
+ * programs that decide. Each key is looked at for itself, so the whole is no snapshot.
+ *
+ * @category getters
+ * @since 0.1.0
+ */
+export const list = (prefix: string): Effect.Effect<ReadonlyArray<KeyState>, LockStoreError, Lock> =>
+  Lock.use((lock) => lock.list(prefix))
+
+/**
+ * What happens to the locks of this layer from now on: who queues, is granted, released, lost and why.
+ *
+ * **Gotchas**
+ *
+ * Only of this layer in this process, and only for as long as somebody listens. Who reads too slowly misses the oldest of
+ * more than 1024 events that wait for him. The stream does not end by itself.
+ *
+ * **Example** (The first two events)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Fiber, Layer, Stream } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const program = Effect.gen(function*() {
+ *   const events = yield* Effect.forkChild(Stream.runCollect(Stream.take(Lock.events, 2)), { startImmediately: true })
+ *   yield* Effect.void.pipe(Lock.withLock("report"))
+ *   return (yield* Fiber.join(events)).map(({ _tag }): string => _tag)
+ * })
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * await Effect.runPromise(Effect.provide(program, LockLive)) // => ["Granted", "Released"]
+ * ```
+ *
+ * @category getters
+ * @since 0.1.0
+ */
+export const events: Stream.Stream<LockEvent, never, Lock> = Stream.unwrap(Lock.useSync((lock) => lock.events))
+
+/**
  * The locks of an application on the `LockStore` in the environment.
  *
  * **Details**
@@ -348,7 +499,7 @@ export const inspect = (key: string): Effect.Effect<KeyState, LockStoreError | L
  * @since 0.1.0
  */
 export const layer = (defaults?: LockOptions.LockOptions): Layer.Layer<Lock, LockInvalid, LockStore> =>
-  Layer.effect(Lock, make(defaults))
+  Layer.effect(Lock, Effect.map(make(defaults), fromEngine))
 
 /**
  * `layer` with its defaults read from configuration.
@@ -371,342 +522,35 @@ export const layer = (defaults?: LockOptions.LockOptions): Layer.Layer<Lock, Loc
 export const layerConfig = (
   defaults: Config.Wrap<LockOptions.LockOptions>
 ): Layer.Layer<Lock, LockInvalid | Config.ConfigError, LockStore> =>
-  Layer.effect(Lock, Effect.flatMap(Config.unwrap(defaults), make))
+  Layer.effect(Lock, Effect.map(Effect.flatMap(Config.unwrap(defaults), make), fromEngine))
 
-interface Entered {
-  readonly holding: holdings.Holding
-  /** The region whose lease is shared, and the turn taken there. */
-  readonly nested: { readonly region: regions.Region; readonly turn: regions.Turn } | undefined
-}
+const make = (defaults?: LockOptions.LockOptions) => LockStore.use((store) => engines.make(store, defaults))
 
-/** How somebody asks: `scope` is the one the caller asked with, `owner` the part of it that owns what is got. */
-interface Claim {
-  readonly key: string
-  readonly options: LockOptions.Resolved
-  readonly asker: regions.Asker
-  readonly surroundings: regions.Surroundings
-  readonly scope: Scope.Scope
-  readonly owner: Scope.Scope
-  readonly wait: boolean
-  readonly isBody: boolean
-}
-
-/** Everything of a claim that does not depend on what becomes of it. */
-type Asked = Pick<Claim, "key" | "options" | "asker" | "surroundings">
-
-type EnterError = Exclude<LockError, LockInvalid>
-
-/** What `acquire` remembers of a lease asked for or held, to tell who would wait for himself. */
-interface ScopedHold {
-  readonly asker: regions.Asker
-  readonly scope: Scope.Scope
-  readonly holding: holdings.Holding
-}
-
-const make = Effect.fnUntraced(function*(
-  defaults?: LockOptions.LockOptions
-): Effect.fn.Return<Lock["Service"], LockInvalid, LockStore | Scope.Scope> {
-  const store = yield* LockStore
-  const base = yield* LockOptions.resolve(defaults)
-  const client: holdings.Client = {
-    id: yield* randomId,
-    store,
-    holdings: new Set(),
-    // Closed after everything that is forked into it has been waited for.
-    scope: Scope.forkUnsafe(yield* Scope.Scope),
-    nursery: new holdings.Nursery(),
-    sequence: 0,
-    closed: false,
-    floor: 0
-  }
-  // Watches until everything has been closed.
-  yield* Effect.forkScoped(client.nursery.watch)
-  yield* Effect.addFinalizer(() => closeAll(client, base.releaseTimeout))
-  const scopedHolds = new Map<string, Set<ScopedHold>>()
-  const regionId = (key: string) => `${client.id}/${key}`
-
-  /** Finds everything that is wrong before anything is sent. */
-  const prepare = (
-    key: string,
-    options: LockOptions.LockOptions | undefined
-  ): Effect.Effect<LockOptions.Resolved, LockInvalid> => {
-    const invalid = LockOptions.checkKey(key)
-    return invalid === undefined ? LockOptions.resolve(options, base) : Effect.fail(invalid)
-  }
-
-  const findDeadlock = (key: string, asker: regions.Asker, scope: Scope.Scope): LockDeadlock | undefined => {
-    for (const hold of scopedHolds.get(key) ?? []) {
-      // A lost lease is in nobody's way for longer than its ttl.
-      if (hold.holding.check() !== undefined) continue
-      if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
-        return new LockDeadlock({ key, token: hold.holding.token })
-      }
-    }
-    return undefined
-  }
-
-  const remember = (key: string, hold: ScopedHold): void => {
-    scopedHolds.set(key, (scopedHolds.get(key) ?? new Set()).add(hold))
-  }
-
-  const forget = (key: string, hold: ScopedHold): void => {
-    const holds = scopedHolds.get(key)
-    if (holds?.delete(hold) && holds.size === 0) scopedHolds.delete(key)
-  }
-
-  /** Gets a lease: a turn in the region this fiber is inside of, or a grant of the store. */
-  const enter = (claim: Claim): Effect.Effect<Entered, EnterError> =>
-    Clock.clockWith((clock) => {
-      const { asker, key, options, owner } = claim
-      const askedAt = nowUnsafe(clock)
-
-      const again: Effect.Effect<Entered, EnterError> = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
-        const region = regions.find(claim.surroundings, regionId(key))
-        if (region !== undefined) {
-          const turn = new regions.Turn(asker, claim.scope, claim.isBody)
-          const timeout = claim.wait ? options.waitTimeout : 0
-          const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
-          return Scope.addFinalizer(owner, Effect.sync(() => regions.endTurn(region, turn))).pipe(
-            Effect.andThen(regions.takeTurn(region, turn, wait)),
-            Effect.flatMap((taken) =>
-              taken ? Effect.succeed({ holding: region.holding, nested: { region, turn } }) : again
-            )
-          )
-        }
-        const holding = new holdings.Holding(client, key, options, clock, askedAt)
-        const hold: ScopedHold | undefined = claim.isBody ? undefined : { asker, scope: claim.scope, holding }
-        const ask = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
-          const deadlock = findDeadlock(key, asker, claim.scope)
-          if (deadlock !== undefined) return Effect.fail(deadlock)
-          if (hold !== undefined) remember(key, hold)
-          return Effect.as(traceAcquire(holding, holdings.open(holding, owner, holdings.attempt(claim.wait))), {
-            holding,
-            nested: undefined
-          })
-        })
-        return hold === undefined
-          ? ask
-          : Effect.andThen(Scope.addFinalizer(owner, Effect.sync(() => forget(key, hold))), ask)
-      })
-      return again
-    })
-
-  const runInside = <A, E, R>(effect: Effect.Effect<A, E, R>, { holding, nested }: Entered, claim: Claim) =>
-    regions.run(
-      regionId(claim.key),
-      new regions.Region(holding, nested?.region),
-      claim.asker,
-      claim.surroundings,
-      nested === undefined ? traceHold(holding, effect) : effect
-    )
-
-  const withClaim = <A, E, R>(
-    key: string,
-    options: LockOptions.LockOptions | undefined,
-    use: (asked: Asked) => Effect.Effect<A, E, R>
-  ): Effect.Effect<A, E | LockInvalid, R> =>
-    Effect.flatMap(prepare(key, options), (resolved) =>
-      Effect.withFiber((fiber) => {
-        const surroundings = fiber.getRef(regions.CurrentSurroundings)
-        return use({ key, options: resolved, asker: regions.askerOf(surroundings, fiber.id), surroundings })
-      }))
-
-  const withLock: Lock["Service"]["withLock"] = (effect, key, options) =>
-    withClaim(key, options, (asked) =>
-      Effect.scopedWith((scope) => {
-        const claim: Claim = { ...asked, scope, owner: scope, wait: true, isBody: true }
-        return Effect.flatMap(enter(claim), (entered) => runInside(effect, entered, claim))
-      }))
-
-  const withLockIfAvailable: Lock["Service"]["withLockIfAvailable"] = (effect, key, options) =>
-    withClaim(key, options, (asked) =>
-      Effect.scopedWith((scope) => {
-        const claim: Claim = { ...asked, scope, owner: scope, wait: false, isBody: true }
-        return Effect.flatMap(ifAvailable(enter(claim)), (entered) =>
-          Option.isNone(entered) ? Effect.succeedNone : Effect.asSome(runInside(effect, entered.value, claim)))
-      }))
-
-  /** A scope of its own ends with a failed or interrupted acquisition at once, however long the caller's lives. */
-  const enterScoped = (
-    key: string,
-    options: LockOptions.LockOptions | undefined,
-    wait: boolean
-  ): Effect.Effect<Lease, EnterError | LockInvalid, Scope.Scope> =>
-    withClaim(key, options, (asked) =>
-      Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(Scope.Scope, (scope) => {
-          const owner = Scope.forkUnsafe(scope)
-          return restore(enter({ ...asked, scope, owner, wait, isBody: false })).pipe(
-            Effect.map(makeLease),
-            Effect.onError((cause) => Scope.close(owner, Exit.failCause(cause)))
-          )
-        })
-      ))
-
-  /** Gets a lease by other means than asking for a free key, whatever this fiber is inside of. */
-  const openScoped = <E>(
-    key: string,
-    options: LockOptions.LockOptions | undefined,
-    how: holdings.Ask<E>
-  ): Effect.Effect<Lease, EnterError | LockInvalid | E, Scope.Scope> =>
-    withClaim(
-      key,
-      options,
-      ({ asker, options }) =>
-        Effect.uninterruptibleMask((restore) =>
-          Effect.flatMap(Scope.Scope, (scope) =>
-            Clock.clockWith((clock) => {
-              const owner = Scope.forkUnsafe(scope)
-              const holding = new holdings.Holding(client, key, options, clock, nowUnsafe(clock))
-              const hold = { asker, scope, holding }
-              remember(key, hold)
-              return Scope.addFinalizer(owner, Effect.sync(() => forget(key, hold))).pipe(
-                Effect.andThen(restore(traceAcquire(holding, holdings.open(holding, owner, how)))),
-                Effect.map(() => makeLease({ holding, nested: undefined })),
-                Effect.onError((cause) => Scope.close(owner, Exit.failCause(cause)))
-              )
-            }))
-        )
-    )
-
-  const runInBackground = yield* FiberSet.makeRuntime<never, void, never>()
-  yield* store.onLoss((loss) => {
-    for (const holding of client.holdings) {
-      if (loss._tag === "TakenOver" && holding.holderId === loss.holderId) holding.lose("TakenOver")
-      if (loss._tag === "InDoubt" && (loss.key ?? holding.key) === holding.key) {
-        runInBackground(holdings.verify(holding))
-      }
-    }
+/** @internal */
+export const fromEngine = (engine: engines.Engine): Lock["Service"] =>
+  Lock.of({
+    withLock: (effect, key, options) => engine.withTarget(engines.mutex(key), effect, options),
+    withLockIfAvailable: (effect, key, options) =>
+      engine.withTargetIfAvailable(engines.mutex(key), () => effect, options),
+    withLease: (key, use, options) => engine.withLease(engines.mutex(key), use, options),
+    withLocks: (effect, keys, options) => engine.withTargets(keys.map(engines.mutex), effect, options),
+    acquire: (key, options) => engine.acquire(engines.mutex(key), options),
+    tryAcquire: (key, options) => engine.tryAcquire(engines.mutex(key), options),
+    acquireAll: (keys, options) => engine.acquireAll(keys.map(engines.mutex), options),
+    takeover: (key, options) => engine.open(engines.mutex(key), holdings.takeover, options),
+    adopt: (ticket, options) => engine.open(engines.mutex(ticket.key), holdings.adopt(ticket), options),
+    inspect: engine.inspect,
+    list: engine.list,
+    events: eventsOf(engine)
   })
 
-  return Lock.of({
-    takeover: (key, options) => withoutTimeout(openScoped(key, options, holdings.takeover)),
-    adopt: (ticket, options) => withoutTimeout(openScoped(ticket.key, options, holdings.adopt(ticket))),
-    acquire: (key, options) => enterScoped(key, options, true),
-    tryAcquire: (key, options) => ifAvailable(enterScoped(key, options, false)),
-    withLock,
-    withLockIfAvailable,
-    inspect: (key) => {
-      const invalid = LockOptions.checkKey(key)
-      return invalid === undefined ? store.inspect(key) : Effect.fail(invalid)
-    }
-  })
-})
-
-// 128 random bits; not from Effect's `Random`, which two processes may have given the same seed.
-const randomId = Effect.sync(() => {
-  const { crypto } = globalThis as unknown as { readonly crypto: { readonly randomUUID: () => string } }
-  return crypto.randomUUID().replaceAll("-", "")
-})
-
-const ifAvailable = <A, R>(
-  effect: Effect.Effect<A, LockError, R>
-): Effect.Effect<Option.Option<A>, TryError, R> =>
-  Effect.asSome(effect).pipe(
-    Effect.catchTag(["LockTimeout", "LockDeadlock"], () => Effect.succeedNone)
-  )
-
-/** Who does not queue cannot wait for too long, nor for himself. */
-const withoutTimeout = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  effect as Effect.Effect<A, Exclude<E, LockTimeout | LockDeadlock>, R>
-
-const makeLease = ({ holding, nested }: Entered): Lease => {
-  const over = nested === undefined
-    ? Deferred.await(holding.over)
-    : Effect.raceAllFirst([
-      Deferred.await(holding.over),
-      Deferred.await(nested.region.over),
-      Effect.andThen(Deferred.await(nested.turn.done), Effect.suspend(() => Effect.fail(regions.ended(nested.region))))
-    ])
-  const loss = () =>
-    holding.check() ??
-      (holding.phase === "handedOff" ? holdings.handedOff(holding) : undefined) ??
-      (nested !== undefined && (nested.turn.isDone || !nested.region.open) ? regions.ended(nested.region) : undefined)
-  const check = holdings.failIf(loss)
-  return {
-    key: holding.key,
-    holderId: holding.holderId,
-    token: holding.token,
-    deadline: Clock.clockWith((clock) =>
-      Effect.sync(() => DateTime.makeUnsafe(clock.currentTimeMillisUnsafe() + holding.timeLeft()))
-    ),
-    isValid: Effect.sync(() => loss() === undefined),
-    lost: over,
-    protect: (effect) => holdings.protect(over, check, effect),
-    check,
-    extend: (ttl) =>
-      Effect.flatMap(
-        LockOptions.resolveTtl(ttl),
-        (millis) => holdings.protect(over, check, holdings.extend(holding, millis))
-      ),
-    handOff: Effect.andThen(check, holdings.handOff(holding))
-  }
-}
-
-/** Ends every lock of a closing layer: waiters and guarded work end by themselves, the rest is released for them. */
-const closeAll = (client: holdings.Client, timeout: number): Effect.Effect<void> =>
-  Effect.suspend(() => {
-    client.closed = true
-    const open = Array.from(client.holdings)
-    for (const holding of open) {
-      holding.ended = Deferred.makeUnsafe()
-      holding.lose("Closed")
-    }
-    return Effect.forEach(open, (holding) => Deferred.await(holding.ended!), {
-      concurrency: "unbounded",
-      discard: true
-    })
-      .pipe(
-        Effect.timeoutOption(timeout),
-        Effect.andThen(
-          Effect.suspend(() =>
-            Effect.forEach(Array.from(client.holdings), holdings.end, { concurrency: "unbounded", discard: true })
-          )
-        )
-      )
-  })
-
-/** The span of waiting for a lock names who was in the way. */
-const traceAcquire = <E>(holding: holdings.Holding, acquiring: Effect.Effect<unknown, E>): Effect.Effect<void, E> =>
-  Effect.useSpan(
-    "Lock.acquire",
-    { attributes: attributes(holding) },
-    (span) =>
-      Effect.onExit(Effect.provideService(acquiring, Tracer.ParentSpan, span), (exit) => {
-        const outcome = outcomeOf(exit)
-        const waited = holding.waitedFor()
-        span.attribute("lock.outcome", outcome)
-        span.attribute("lock.wait_ms", waited)
-        if (holding.token > 0) span.attribute("lock.token", holding.token)
-        if (holding.blockedBy !== undefined) span.attribute("lock.blocked_by", holding.blockedBy)
-        return Effect.withFiber(({ context }) => {
-          if (outcome === "granted") {
-            granted.updateUnsafe(1, context)
-            LockMetrics.wait.updateUnsafe(waited, context)
-          } else Metric.withAttributes(LockMetrics.acquisitions, { outcome }).updateUnsafe(1, context)
-          return Effect.void
-        })
-      })
-  )
-
-const granted = Metric.withAttributes(LockMetrics.acquisitions, { outcome: "granted" })
-
-const traceHold = <A, E, R>(holding: holdings.Holding, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.useSpan(
-    "Lock.hold",
-    { attributes: { ...attributes(holding), "lock.token": holding.token } },
-    (span) => Effect.provideService(effect, Tracer.ParentSpan, span)
-  ) as Effect.Effect<A, E, R>
-
-const attributes = (holding: holdings.Holding) => ({
-  "lock.key": holding.key,
-  "lock.store": holding.client.store.name,
-  "lock.holder_id": holding.holderId
-})
-
-const outcomeOf = (exit: Exit.Exit<unknown, unknown>): string => {
-  if (Exit.isSuccess(exit)) return "granted"
-  const failure = Exit.findErrorOption(exit)
-  if (Option.isSome(failure) && Predicate.hasProperty(failure.value, "_tag")) return String(failure.value._tag)
-  return Exit.hasInterrupts(exit) ? "interrupted" : "died"
-}
+const eventsOf = ({ listeners }: engines.Engine): Stream.Stream<LockEvent> =>
+  Stream.callback<LockEvent>((queue) =>
+    Effect.acquireRelease(
+      Effect.sync(() => {
+        const listener: Listener = (event) => void Queue.offerUnsafe(queue, event)
+        listeners.add(listener)
+        return listener
+      }),
+      (listener) => Effect.sync(() => listeners.delete(listener))
+    ), { bufferSize: 1024, strategy: "sliding" })

@@ -45,20 +45,60 @@ export type HolderInfo = typeof HolderInfo.Type
  */
 export class LockTimeout extends Schema.TaggedError<LockTimeout>()("LockTimeout", {
   key: Schema.String,
+  permits: Schema.Number,
   waitTimeout: Schema.Number,
   holders: Schema.Array(HolderInfo),
   position: Schema.Number,
   queueLength: Schema.Number
 }) {
   override get message(): string {
-    const holder = this.holders[0]
-    const inTheWay = holder === undefined
-      ? "no holder known"
-      : `held by ${describeHolder(holder)} for ${Math.round(holder.heldFor)} ms, ${
-        Math.round(holder.timeLeft)
-      } ms of its lease left`
     const queue = this.position >= 0 ? `, position ${this.position} of ${this.queueLength} in the queue` : ""
-    return `Lock "${this.key}" not granted within waitTimeout of ${this.waitTimeout} ms: ${inTheWay}${queue}`
+    return `${describeAsk(this)} not granted within waitTimeout of ${this.waitTimeout} ms: ${
+      describeHolders(this.holders)
+    }${queue}`
+  }
+}
+
+/**
+ * So many wait for the key already that `maxWaiters` forbids to queue behind them. Nothing is left in the queue.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class LockQueueFull extends Schema.TaggedError<LockQueueFull>()("LockQueueFull", {
+  key: Schema.String,
+  permits: Schema.Number,
+  maxWaiters: Schema.Number,
+  holders: Schema.Array(HolderInfo),
+  queueLength: Schema.Number
+}) {
+  override get message(): string {
+    return `${describeAsk(this)} not waited for: ${this.queueLength} wait already, maxWaiters is ${this.maxWaiters}: ${
+      describeHolders(this.holders)
+    }`
+  }
+}
+
+/**
+ * The key does not have as many permits as this caller says or asks for: somebody uses it with another limit, or its limit
+ * was changed.
+ *
+ * **Details**
+ *
+ * `permits` of `limit` is what was asked for, `actual` how many permits the key has.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class PermitsRefused extends Schema.TaggedError<PermitsRefused>()("PermitsRefused", {
+  key: Schema.String,
+  permits: Schema.Number,
+  limit: Schema.Number,
+  actual: Schema.Number
+}) {
+  override get message(): string {
+    return `"${this.key}" is in use with a limit of ${this.actual}: ${this.permits} of ${this.limit} permits ` +
+      `cannot be had. Give all callers of a key the same limit, and change it with setLimit`
   }
 }
 
@@ -111,6 +151,7 @@ export class LockStoreError extends Schema.TaggedError<LockStoreError>()("LockSt
  * - `Closed`: the `Lock` layer is closing.
  * - `TakenOver`: somebody took the key with `Lock.takeover`.
  * - `HandedOff`: used after `lease.handOff` gave it away.
+ * - `Stalled`: no `lease.heartbeat` for longer than `progressTimeout`.
  *
  * @category models
  * @since 0.1.0
@@ -122,7 +163,8 @@ export const LossReason = Schema.Literals([
   "Released",
   "Closed",
   "TakenOver",
-  "HandedOff"
+  "HandedOff",
+  "Stalled"
 ])
 
 /**
@@ -156,21 +198,27 @@ export class LockLost extends Schema.TaggedError<LockLost>()("LockLost", {
 }
 
 /**
- * The same fiber, or the same scope, asked again for a key it holds through `Lock.acquire` in a scope that is still open:
- * it would wait for itself.
+ * Waiting could never end.
  *
- * **When to use**
+ * **Details**
  *
- * Fix it by passing the lease on, by `Lock.withLock` (whose region may be nested), or by closing the first scope.
+ * - `Self`: this fiber or scope has the key already, through `Lock.acquire` in a scope that is still open, or has so many of
+ *   its permits that the rest is not enough: it would wait for itself. Pass the lease on, nest inside `Lock.withLock`, or
+ *   close the first scope.
+ * - `Order`: `LockOrder` has seen these keys nested the other way round, so two fibers could wait for each other. `detail`
+ *   names both places. Take them in one order, or together with `Lock.withLocks`.
  *
  * @category errors
  * @since 0.1.0
  */
 export class LockDeadlock extends Schema.TaggedError<LockDeadlock>()("LockDeadlock", {
   key: Schema.String,
-  token: Schema.Number
+  token: Schema.Number,
+  reason: Schema.Literals(["Self", "Order"]),
+  detail: Schema.optional(Schema.String)
 }) {
   override get message(): string {
+    if (this.reason === "Order") return `Lock "${this.key}" asked for in the wrong order: ${this.detail}`
     const state = this.token > 0 ? `held (token ${this.token})` : "asked for"
     return `Lock "${this.key}" is already ${state} by this fiber or scope through Lock.acquire; ` +
       `waiting for it would never end. Use the lease at hand, nest inside Lock.withLock, or close its scope first`
@@ -242,7 +290,25 @@ export class TicketRefused extends Schema.TaggedError<TicketRefused>()("TicketRe
  * @category errors
  * @since 0.1.0
  */
-export type LockError = LockTimeout | LockStoreError | LockLost | LockDeadlock | LockClosed | LockInvalid
+export type LockError =
+  | LockTimeout
+  | LockQueueFull
+  | LockStoreError
+  | LockLost
+  | LockDeadlock
+  | LockClosed
+  | LockInvalid
+  | PermitsRefused
+
+const describeAsk = ({ key, permits }: { readonly key: string; readonly permits: number }): string =>
+  permits === 1 ? `Lock "${key}"` : `${permits} permits of "${key}"`
+
+const describeHolders = ([holder]: ReadonlyArray<HolderInfo>): string =>
+  holder === undefined
+    ? "no holder known"
+    : `held by ${describeHolder(holder)} for ${Math.round(holder.heldFor)} ms, ${
+      Math.round(holder.timeLeft)
+    } ms of its lease left`
 
 const describeHolder = (holder: HolderInfo): string => {
   const metadata = Object.entries(holder.metadata).map(([name, value]) => `${name} ${value}`).join(", ")
@@ -267,5 +333,7 @@ const describeLoss = (error: LockLost): string => {
       return "somebody took it over"
     case "HandedOff":
       return "used after it was handed off"
+    case "Stalled":
+      return `no heartbeat for progressTimeout of ${error.limit} ms`
   }
 }

@@ -42,6 +42,21 @@ export interface LockOptions {
    * then, and nobody waits for it here. Default zero.
    */
   readonly minHold?: Duration.Input | undefined
+  /**
+   * How long the work may go without `lease.heartbeat`: then the lease is lost with reason `Stalled`, instead of being renewed
+   * for work that hangs. Default infinite.
+   */
+  readonly progressTimeout?: Duration.Input | undefined
+  /**
+   * A head start in the queue, a whole number from -1000 to 1000: each step is worth ten seconds. So who has waited for ten
+   * seconds longer comes first all the same, and nobody starves. Default 0. Without effect on a quorum.
+   */
+  readonly priority?: number | undefined
+  /**
+   * How many may wait for the key already when this caller joins them; with more it fails at once with `LockQueueFull`.
+   * On a quorum only waiters of the same client are counted. Default infinite.
+   */
+  readonly maxWaiters?: number | undefined
   /** What others are told of this holder, in `inspect` and in their errors: a label, a job id. Default nothing. */
   readonly holder?: Readonly<Record<string, string>> | undefined
 }
@@ -60,6 +75,9 @@ export interface Resolved {
   readonly releaseTimeout: number
   readonly maxHold: number
   readonly minHold: number
+  readonly progressTimeout: number
+  readonly priority: number
+  readonly maxWaiters: number
   readonly holder: Readonly<Record<string, string>>
 }
 
@@ -77,6 +95,9 @@ export const defaults: Resolved = {
   releaseTimeout: 5_000,
   maxHold: Infinity,
   minHold: 0,
+  progressTimeout: Infinity,
+  priority: 0,
+  maxWaiters: Infinity,
   holder: {}
 }
 
@@ -107,6 +128,9 @@ export const resolve = (
       releaseTimeout: duration("releaseTimeout", options.releaseTimeout, base.releaseTimeout, { min: 1, finite: true }),
       maxHold: duration("maxHold", options.maxHold, base.maxHold, { min: 1 }),
       minHold: duration("minHold", options.minHold, base.minHold, { min: 0, finite: true }),
+      progressTimeout: duration("progressTimeout", options.progressTimeout, base.progressTimeout, { min: 1 }),
+      priority: integer("priority", options.priority ?? base.priority, -1000, 1000),
+      maxWaiters: integer("maxWaiters", options.maxWaiters ?? base.maxWaiters, 0, Infinity),
       holder: options.holder ?? base.holder
     }
     if (resolved.renewEvery !== undefined && resolved.renewEvery >= resolved.ttl) {
@@ -134,6 +158,24 @@ export const resolve = (
  */
 export const resolveTtl = (ttl: Duration.Input): Effect.Effect<number, LockInvalid> =>
   Effect.map(resolve({ ttl }), (options) => options.ttl)
+
+/**
+ * Checks that `permits` of `limit` permits can be asked for: whole numbers, 1 to `limit`, at most 2^30.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const checkPermits = (permits: number, limit: number): LockInvalid | undefined => {
+  if (!(Number.isInteger(limit) && limit >= 1 && limit <= maxLimit)) {
+    return invalid("limit", limit, `must be a whole number from 1 to ${maxLimit}`)
+  }
+  if (!(Number.isInteger(permits) && permits >= 1 && permits <= limit)) {
+    return invalid("permits", permits, `must be a whole number from 1 to the limit of ${limit}`)
+  }
+  return undefined
+}
+
+const maxLimit = 2 ** 30
 
 /**
  * Checks a key: a string of 1 to 1024 characters.
@@ -164,6 +206,11 @@ const duration = <A extends number | undefined>(
     throw invalid(option, input, `must be finite, at most ${maxFinite} ms`)
   }
   return Math.ceil(millis)
+}
+
+const integer = (option: string, value: number, min: number, max: number): number => {
+  if (value === max || Number.isInteger(value) && value >= min && value <= max) return value
+  throw invalid(option, value, `must be a whole number from ${min} to ${max}`)
 }
 
 // A store computes sums of times in integers below 2^53, and timers end at 2^31 milliseconds (24 days).

@@ -12,7 +12,7 @@
  */
 import type * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as instant from "./internal/instant.ts"
@@ -48,17 +48,46 @@ export class LockStore extends Context.Service<LockStore, {
   readonly release: (lease: Held, keepFor: number) => Effect.Effect<Confirmation, LockStoreError>
   /** Removes every trace of a holder id, waiting or granted, and tells how things stood just before. */
   readonly abandon: (key: string, holderId: string) => Effect.Effect<Standing, LockStoreError>
-  /** Ends every grant of the key and grants to this one, ahead of the queue; the evicted hear of it through `onLoss`. */
+  /** Ends every grant of the key and grants to this one, ahead of the queue; the evicted hear of it through `onNews`. */
   readonly takeover: (request: Request) => Effect.Effect<Grant, LockStoreError>
   /** Sets a lease aside for whoever adopts it, until its time left is over: renewed and released by nobody. */
   readonly transfer: (lease: Held, ticketId: string) => Effect.Effect<Transfer, LockStoreError>
   /** Exchanges what was set aside for a new grant, once. */
   readonly adopt: (ticket: Held, request: Request) => Effect.Effect<Adoption, LockStoreError>
-  /** Calls back, until the scope closes, when the store has news of this client's leases that no renewal asked for. */
-  readonly onLoss: (listener: (loss: Loss) => void) => Effect.Effect<void, never, Scope.Scope>
+  /** Tells whether anybody is queued behind the lease; who queues from now on is told of through `onNews`, or not at all. */
+  readonly watch: (lease: Held) => Effect.Effect<Watch, LockStoreError>
+  /** Calls back, until the scope closes, when the store has news of this client's leases that nobody asked for. */
+  readonly onNews: (listener: (news: News) => void) => Effect.Effect<void, never, Scope.Scope>
   /** Who holds the key and who waits for it. */
   readonly inspect: (key: string) => Effect.Effect<KeyState, LockStoreError>
+  /** The keys that begin so and are, or were until lately, in use. */
+  readonly list: (prefix: string) => Effect.Effect<ReadonlyArray<string>, LockStoreError>
 }>()("@effect-lock/core/LockStore") {}
+
+/**
+ * A store that counts: several holders of one key, up to its limit. What semaphores and read-write locks need.
+ *
+ * **When to use**
+ *
+ * `Permits.layer` is built on it. `layerMemory` and `RedisLockStore` provide it; a quorum does not, because votes of a
+ * majority cannot count permits.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class PermitStore extends Context.Service<
+  PermitStore,
+  LockStore["Service"] & {
+    /** Gives back all but `permits` of a lease's permits; the next waiters are granted. Never adds any. */
+    readonly shrink: (lease: Held, permits: number) => Effect.Effect<Confirmation, LockStoreError>
+    /**
+     * Changes how many permits the key has for all who ask with the limit `declared`, until it is changed again, the key has
+     * not been used for 30 days, or is asked for with another declared limit when nobody uses it. Nobody is evicted; growing
+     * grants at once.
+     */
+    readonly setLimit: (key: string, declared: number, limit: number) => Effect.Effect<LimitSet, LockStoreError>
+  }
+>()("@effect-lock/core/PermitStore") {}
 
 /**
  * What a client asks for. All durations are milliseconds.
@@ -74,6 +103,13 @@ export interface Request {
   readonly permits: number
   readonly limit: number
   readonly wait: boolean
+  /**
+   * The head start in the queue, in steps of ten seconds: who asks with 1 stands where it would stand had it come ten seconds
+   * sooner. `Infinity` stands before all others.
+   */
+  readonly priority: number
+  /** Who would have to queue behind so many is refused instead. */
+  readonly maxWaiters: number
   /** The highest token this client has seen: the grant's token is greater. */
   readonly floor: number
   readonly metadata: Readonly<Record<string, string>>
@@ -110,7 +146,7 @@ export interface Grant {
 }
 
 /**
- * The answer to `attempt`.
+ * The answer to `attempt`. `OtherLimit`: the key is in use with that limit.
  *
  * @category models
  * @since 0.1.0
@@ -119,6 +155,37 @@ export type Attempt =
   | { readonly _tag: "Granted"; readonly grant: Grant }
   | { readonly _tag: "Queued"; readonly standing: Standing; readonly signal: Effect.Effect<Signal, LockStoreError> }
   | { readonly _tag: "Refused"; readonly standing: Standing }
+  | { readonly _tag: "QueueFull"; readonly standing: Standing }
+  | OtherLimit
+
+/**
+ * The key is in use by callers who declare another limit.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface OtherLimit {
+  readonly _tag: "OtherLimit"
+  readonly limit: number
+}
+
+/**
+ * The answer to `setLimit`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type LimitSet = { readonly _tag: "Done" } | OtherLimit
+
+/**
+ * The answer to `watch`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Watch =
+  | { readonly _tag: "Done"; readonly isWanted: boolean }
+  | { readonly _tag: "NotHeld" }
 
 /**
  * What ends a wait: the grant, or the advice to ask again (with the same holder id).
@@ -159,14 +226,15 @@ export type Adoption =
   | { readonly _tag: "Refused"; readonly reason: TicketRefused["reason"] }
 
 /**
- * What a store tells unasked: a holder was evicted by a take-over, or the leases of a key (of all keys) are in doubt, and
- * should be renewed now to find out.
+ * What a store tells unasked: a holder was evicted by a take-over, somebody queues behind a holder that is watched, or the
+ * leases of a key (of all keys) are in doubt, and should be renewed now to find out.
  *
  * @category models
  * @since 0.1.0
  */
-export type Loss =
+export type News =
   | { readonly _tag: "TakenOver"; readonly holderId: string }
+  | { readonly _tag: "Wanted"; readonly holderId: string }
   | { readonly _tag: "InDoubt"; readonly key: string | undefined }
 
 /**
@@ -195,13 +263,15 @@ export interface WaiterInfo {
 }
 
 /**
- * All that a store knows of a key, waiters in the order in which they will be granted.
+ * All that a store knows of a key, waiters in the order in which they will be granted. `limit` is how many permits there
+ * are, told of a key in use.
  *
  * @category models
  * @since 0.1.0
  */
 export interface KeyState {
   readonly key: string
+  readonly limit?: number
   readonly holders: ReadonlyArray<HolderInfo>
   readonly waiters: ReadonlyArray<WaiterInfo>
 }
@@ -244,7 +314,7 @@ export const elapsedUnsafe: (since: Instant, clock: Clock.Clock) => number = ins
  * **Details**
  *
  * Time comes from Effect's clock, so it works under `TestClock`. It keeps nothing for a key that nobody holds or waits
- * for. Its leases end with the process.
+ * for, but a limit that was set. Its leases end with the process.
  *
  * **Gotchas**
  *
@@ -253,4 +323,6 @@ export const elapsedUnsafe: (since: Instant, clock: Clock.Clock) => number = ins
  * @category layers
  * @since 0.1.0
  */
-export const layerMemory: Layer.Layer<LockStore> = Layer.effect(LockStore, memory.make)
+export const layerMemory: Layer.Layer<LockStore | PermitStore> = Layer.effectContext(
+  Effect.map(memory.make, (store) => Context.mergeAll(Context.make(LockStore, store), Context.make(PermitStore, store)))
+)

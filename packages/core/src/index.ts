@@ -21,6 +21,11 @@ export * as LockError from "./LockError.ts"
 /**
  * @since 0.1.0
  */
+export * as LockEvent from "./LockEvent.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as LockMetrics from "./LockMetrics.ts"
 
 /**
@@ -32,3 +37,8 @@ export * as LockOptions from "./LockOptions.ts"
  * @since 0.1.0
  */
 export * as LockStore from "./LockStore.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as Permits from "./Permits.ts"

@@ -13,13 +13,20 @@ declare const lease: Lease.Lease
 
 type Everything =
   | LockError.LockTimeout
+  | LockError.LockQueueFull
   | LockError.LockStoreError
   | LockError.LockLost
   | LockError.LockDeadlock
   | LockError.LockClosed
   | LockError.LockInvalid
+  | LockError.PermitsRefused
 
-type WithoutWaiting = LockError.LockStoreError | LockError.LockLost | LockError.LockClosed | LockError.LockInvalid
+type WithoutWaiting =
+  | LockError.LockStoreError
+  | LockError.LockLost
+  | LockError.LockClosed
+  | LockError.LockInvalid
+  | LockError.PermitsRefused
 
 describe("types", () => {
   it("LockError and TryError are the errors they are said to be", () => {
@@ -92,7 +99,7 @@ describe("types", () => {
     expectTypeOf(() => Lock.layerConfig({ ttl: {} as Config.Config<Duration.Duration> })).returns.toEqualTypeOf<
       Layer.Layer<Lock.Lock, LockError.LockInvalid | Config.ConfigError, LockStore.LockStore>
     >()
-    expectTypeOf(LockStore.layerMemory).toEqualTypeOf<Layer.Layer<LockStore.LockStore>>()
+    expectTypeOf(LockStore.layerMemory).toEqualTypeOf<Layer.Layer<LockStore.LockStore | LockStore.PermitStore>>()
   })
 
   it("a lease fails with nothing but what can befall it", () => {
@@ -114,7 +121,17 @@ describe("types", () => {
     expectTypeOf<{ [K in keyof LockOptions.LockOptions]-?: undefined }>().toExtend<LockOptions.LockOptions>()
     expectTypeOf<LockOptions.LockOptions>().toEqualTypeOf<Readonly<LockOptions.LockOptions>>()
     expectTypeOf<keyof LockOptions.LockOptions>().toEqualTypeOf<
-      "ttl" | "waitTimeout" | "renewEvery" | "renewRetry" | "releaseTimeout" | "maxHold" | "minHold" | "holder"
+      | "ttl"
+      | "waitTimeout"
+      | "renewEvery"
+      | "renewRetry"
+      | "releaseTimeout"
+      | "maxHold"
+      | "minHold"
+      | "progressTimeout"
+      | "priority"
+      | "maxWaiters"
+      | "holder"
     >()
     expectTypeOf<LockOptions.LockOptions["ttl"]>().toEqualTypeOf<Duration.Input | undefined>()
   })
@@ -147,8 +164,15 @@ describe("types", () => {
   it("errors can be caught by tag, and what is caught is gone", () => {
     expectTypeOf(() =>
       Lock.withLock(body, "k").pipe(
-        Effect.catchTag(["LockTimeout", "LockStoreError", "LockDeadlock", "LockClosed", "LockInvalid"], () =>
-          Effect.succeed(0))
+        Effect.catchTag([
+          "LockTimeout",
+          "LockQueueFull",
+          "LockStoreError",
+          "LockDeadlock",
+          "LockClosed",
+          "LockInvalid",
+          "PermitsRefused"
+        ], () => Effect.succeed(0))
       )
     ).returns.toEqualTypeOf<Effect.Effect<number, BodyError | LockError.LockLost, "body" | Lock.Lock>>()
   })

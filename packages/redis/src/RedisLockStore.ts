@@ -235,8 +235,8 @@ const makeStore = Effect.fnUntraced(function*(
     return [hash, `${hash}:queue`, `${hash}:waiters`, `${hash}:clients`]
   }
 
-  const listeners = new Set<(loss: LockStore.Loss) => void>()
-  const tell = (loss: LockStore.Loss): void => {
+  const listeners = new Set<(loss: LockStore.News) => void>()
+  const tell = (loss: LockStore.News): void => {
     for (const listener of listeners) listener(loss)
   }
 
@@ -399,7 +399,7 @@ const makeStore = Effect.fnUntraced(function*(
       })
     })
 
-  const onLoss: LockStore.LockStore["Service"]["onLoss"] = (listener) =>
+  const onNews: LockStore.LockStore["Service"]["onNews"] = (listener) =>
     Effect.acquireRelease(
       Effect.sync(() => void listeners.add(listener)),
       () => Effect.sync(() => listeners.delete(listener))
@@ -431,7 +431,7 @@ const makeStore = Effect.fnUntraced(function*(
     takeover,
     transfer,
     adopt,
-    onLoss,
+    onNews,
     inspect
   }
 })

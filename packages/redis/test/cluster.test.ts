@@ -61,6 +61,8 @@ const request = (key: string, holderId: string): LockStore.Request => ({
   permits: 1,
   limit: 1,
   wait: false,
+  priority: 0,
+  maxWaiters: Infinity,
   floor: 0,
   metadata: {}
 })

@@ -127,6 +127,8 @@ class Side {
       // One of them always asks for another limit.
       limit: mutex ? 1 : id === "d" ? 3 : 5,
       wait,
+      priority: 0,
+      maxWaiters: Infinity,
       floor: floor === 0 ? 0 : this.highest + floor,
       metadata: label === "" ? {} : { label }
     }).pipe(

@@ -69,6 +69,8 @@ describe("handOff and adopt", () => {
         permits: 1,
         limit: 1,
         wait: false,
+        priority: 0,
+        maxWaiters: Infinity,
         floor: 0,
         metadata: {}
       }

@@ -11,6 +11,8 @@ const request = (holderId: string, ttl: number) => ({
   permits: 1,
   limit: 1,
   wait: true,
+  priority: 0,
+  maxWaiters: Infinity,
   floor: 0,
   metadata: {}
 })

@@ -28,6 +28,8 @@ const request = (key: string, holderId: string, change: Partial<LockStore.Reques
   permits: 1,
   limit: 1,
   wait: false,
+  priority: 0,
+  maxWaiters: Infinity,
   floor: 0,
   metadata: {},
   ...change

@@ -215,6 +215,8 @@ describe("startup", () => {
           permits: 1,
           limit: 1,
           wait: false,
+          priority: 0,
+          maxWaiters: Infinity,
           floor: 0,
           metadata: {}
         })

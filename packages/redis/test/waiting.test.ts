@@ -247,6 +247,8 @@ describe("what an administrator does", () => {
         permits: 1,
         limit: 1,
         wait: false,
+        priority: 0,
+        maxWaiters: Infinity,
         floor: 0,
         metadata: {}
       }
@@ -292,6 +294,8 @@ describe("holders that are gone", () => {
           permits: 1,
           limit: 1,
           wait: false,
+          priority: 0,
+          maxWaiters: Infinity,
           floor: 0,
           metadata: {}
         })

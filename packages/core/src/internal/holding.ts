@@ -10,10 +10,20 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import type { LeaseTicket } from "../LeaseTicket.ts"
-import { LockClosed, LockLost, LockStoreError, LockTimeout, type LossReason, TicketRefused } from "../LockError.ts"
+import {
+  LockClosed,
+  LockLost,
+  LockQueueFull,
+  LockStoreError,
+  LockTimeout,
+  type LossReason,
+  PermitsRefused,
+  TicketRefused
+} from "../LockError.ts"
 import * as LockMetrics from "../LockMetrics.ts"
 import type { Resolved } from "../LockOptions.ts"
 import type { Attempt, Grant, Held, Instant, LockStore, Request, Signal, Standing } from "../LockStore.ts"
+import * as events from "./events.ts"
 import { elapsedUnsafe, monotonicUnsafe, nowUnsafe } from "./instant.ts"
 
 /**
@@ -24,7 +34,8 @@ import { elapsedUnsafe, monotonicUnsafe, nowUnsafe } from "./instant.ts"
 export interface Client {
   readonly id: string
   readonly store: LockStore["Service"]
-  readonly holdings: Set<Holding>
+  readonly holdings: Map<string, Holding>
+  readonly listeners: Set<events.Listener>
   /** Owns what outlives a lock's own scope: the background abandon of a lost lease. */
   readonly scope: Scope.Scope
   readonly nursery: Nursery
@@ -36,6 +47,17 @@ export interface Client {
 }
 
 /**
+ * What a grant is asked for: a mutex asks for 1 permit of 1.
+ *
+ * @internal
+ */
+export interface Share {
+  readonly key: string
+  readonly permits: number
+  readonly limit: number
+}
+
+/**
  * One acquisition from before its first command until after its release: the state behind a lease.
  *
  * @internal
@@ -43,6 +65,8 @@ export interface Client {
 export class Holding implements Held {
   readonly client: Client
   readonly key: string
+  permits: number
+  readonly limit: number
   readonly options: Resolved
   readonly holderId: string
   readonly clock: Clock.Clock
@@ -63,6 +87,9 @@ export class Holding implements Held {
   /** When the last confirmed renewal was sent, and how long after it the next one is due. */
   renewedAt: Instant
   renewEvery = 0
+  /** When the body last reported progress, and what tells it that somebody waits. */
+  progressAt: Instant
+  wanted: Deferred.Deferred<void> | undefined = undefined
   /** The last answer that left the outcome of a renewal unknown. */
   unconfirmed: unknown = undefined
   ended: Deferred.Deferred<void> | undefined = undefined
@@ -70,12 +97,16 @@ export class Holding implements Held {
   keeper: { readonly effect: Effect.Effect<void>; readonly scope: Scope.Scope } | undefined = undefined
   keeperFiber: Fiber.Fiber<void> | undefined = undefined
   reported = false
+  /** How an acquisition without a grant ended. */
+  outcome = ""
   /** The store failed the acquisition, whose outcome is unknown: nobody should wait for it once more. */
   storeFailed = false
 
-  constructor(client: Client, key: string, options: Resolved, clock: Clock.Clock, askedAt: Instant) {
+  constructor(client: Client, { key, limit, permits }: Share, options: Resolved, clock: Clock.Clock, askedAt: Instant) {
     this.client = client
     this.key = key
+    this.permits = permits
+    this.limit = limit
     this.options = options
     this.holderId = `${client.id}-${(client.sequence++).toString(36)}`
     this.clock = clock
@@ -84,6 +115,7 @@ export class Holding implements Held {
       this.confirmedAt =
       this.renewedAt =
       this.grantedAt =
+      this.progressAt =
         askedAt
   }
 
@@ -124,7 +156,7 @@ export class Holding implements Held {
     this.phase = "held"
     this.token = grant.token
     this.client.floor = Math.max(this.client.floor, grant.token)
-    this.grantedAt = nowUnsafe(this.clock)
+    this.grantedAt = this.progressAt = nowUnsafe(this.clock)
     this.confirm(grant.sentAt, grant.ttl)
   }
 
@@ -144,7 +176,13 @@ export class Holding implements Held {
   get loss(): LockLost | undefined {
     if (this.lostFor !== undefined && this.#loss === undefined) {
       const reason = this.lostFor
-      const limit = reason === "Expired" ? this.ttl : reason === "MaxHold" ? this.options.maxHold : undefined
+      const limit = reason === "Expired"
+        ? this.ttl
+        : reason === "MaxHold"
+        ? this.options.maxHold
+        : reason === "Stalled"
+        ? this.options.progressTimeout
+        : undefined
       this.#loss = new LockLost({
         key: this.key,
         holderId: this.holderId,
@@ -191,6 +229,13 @@ export const adopt = ({ key, ticketId, token }: LeaseTicket): Ask<TicketRefused>
 })
 
 /**
+ * What acquiring can fail with, however it is asked for.
+ *
+ * @internal
+ */
+export type OpenError = LockClosed | LockLost | LockQueueFull | LockStoreError | LockTimeout | PermitsRefused
+
+/**
  * Acquires into `scope`, in the order of G7: finalizer registered, command sent, interruptible wait, renewal forked.
  *
  * @internal
@@ -199,7 +244,7 @@ export const open = <E>(
   holding: Holding,
   scope: Scope.Scope,
   how: Ask<E>
-): Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout | E> =>
+): Effect.Effect<void, OpenError | E> =>
   Effect.andThen(
     Scope.addFinalizer(scope, end(holding)),
     Effect.flatMap(Effect.tapError(awaitGrant(holding, how), noteStoreFailure(holding)), (grant) =>
@@ -212,9 +257,10 @@ export const open = <E>(
         LockMetrics.held.modifyUnsafe(1, fiber.context)
         holding.keeper = { effect: Effect.provideContext(keep(holding), fiber.context), scope }
         holding.client.nursery.add(holding)
+        events.emit(holding, "Granted")
         return Effect.void
       }))
-  ) as Effect.Effect<void, LockClosed | LockLost | LockStoreError | LockTimeout | E>
+  ) as Effect.Effect<void, OpenError | E>
 
 /**
  * The work of a held lease: interrupted when the lease is lost, and the whole then fails with `LockLost` (G4). What
@@ -255,6 +301,30 @@ export const verify = (holding: Holding): Effect.Effect<void> =>
   )
 
 /**
+ * Succeeds when somebody queues behind the lease. Where news get lost, the question is asked again as often as renewals.
+ *
+ * @internal
+ */
+export const revocation = (holding: Holding): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    // Before the question is sent: the news may overtake the answer.
+    const wanted = holding.wanted ??= Deferred.makeUnsafe()
+    const ask = Effect.suspend(() => holding.client.store.watch(holding)).pipe(
+      Effect.tap((watch) =>
+        Effect.sync(() => {
+          if (watch._tag === "NotHeld") holding.lose("NotHeld")
+          else if (watch.isWanted) Deferred.doneUnsafe(wanted, Effect.void)
+        })
+      ),
+      Effect.ignore
+    )
+    return Effect.raceFirst(
+      Deferred.await(wanted),
+      Effect.forever(Effect.andThen(ask, Effect.suspend(() => Effect.sleep(Math.min(holding.renewEvery, 60_000)))))
+    )
+  })
+
+/**
  * Gives the lease away. Renewal is stopped and awaited first; it goes on if the store did not confirm, and finds out then
  * what became of the lease.
  *
@@ -288,6 +358,7 @@ export const handOff = (holding: Holding): Effect.Effect<LeaseTicket, LockLost |
         return yield* Effect.fail(holding.loss!)
       }
       if (holding.phase === "held") holding.phase = "handedOff"
+      events.emit(holding, "HandedOff")
       const adoptableUntil = Math.floor(holding.clock.currentTimeMillisUnsafe() + transfer.timeLeft)
       return { key, ticketId, token, adoptableUntil }
     })
@@ -302,6 +373,7 @@ const reportLoss = (holding: Holding): Effect.Effect<void> =>
     const { loss } = holding
     if (loss === undefined || holding.reported) return Effect.void
     holding.reported = true
+    events.emit(holding, "Lost")
     return Effect.andThen(
       Metric.update(Metric.withAttributes(LockMetrics.lost, { reason: loss.reason }), 1),
       annotate(holding, Effect.logWarning(loss.message))
@@ -319,14 +391,31 @@ const noteStoreFailure = (holding: Holding) => (error: unknown): Effect.Effect<v
 const awaitGrant = <E>(
   holding: Holding,
   { send, wait }: Ask<E>
-): Effect.Effect<Grant, LockClosed | LockLost | LockStoreError | LockTimeout | E> => {
+): Effect.Effect<Grant, OpenError | E> => {
   const { clock, client: { store }, options } = holding
   const timeLeft = () => options.waitTimeout - elapsedUnsafe(holding.askedAt, clock)
 
   const giveUp = (standing: Standing) =>
     Effect.fail(
-      new LockTimeout({ key: holding.key, waitTimeout: wait ? options.waitTimeout : 0, ...standing })
+      new LockTimeout({
+        key: holding.key,
+        permits: holding.permits,
+        waitTimeout: wait ? options.waitTimeout : 0,
+        ...standing
+      })
     )
+
+  const queueFull = ({ holders, queueLength }: Standing) =>
+    new LockQueueFull({
+      key: holding.key,
+      permits: holding.permits,
+      maxWaiters: options.maxWaiters,
+      holders,
+      queueLength
+    })
+
+  const refusal = (actual: number) =>
+    new PermitsRefused({ key: holding.key, permits: holding.permits, limit: holding.limit, actual })
 
   /** Leaving the queue and learning who was in the way is one command; the finalizer repeats it if it fails. */
   const leave = (lastKnown: Standing) =>
@@ -342,15 +431,17 @@ const awaitGrant = <E>(
   const ask = Effect.suspend((): Effect.Effect<Attempt, LockClosed | LockStoreError | E> => {
     if (holding.client.closed) holding.lose("Closed")
     if (holding.lostFor !== undefined) return stopped(holding)
-    holding.client.holdings.add(holding)
+    holding.client.holdings.set(holding.holderId, holding)
     holding.phase = "asked"
     return send(store, {
       key: holding.key,
       holderId: holding.holderId,
       ttl: options.ttl,
-      permits: 1,
-      limit: 1,
+      permits: holding.permits,
+      limit: holding.limit,
       wait: wait && options.waitTimeout > 0,
+      priority: options.priority,
+      maxWaiters: options.maxWaiters,
       floor: holding.client.floor,
       metadata: holding.metadata
     })
@@ -390,10 +481,13 @@ const awaitGrant = <E>(
         yield* abandon(holding)
         return yield* stopped(holding)
       }
-      if (attempt._tag === "Refused") {
+      // Nothing is left in the store that would have to be tidied up.
+      if (attempt._tag === "Refused" || attempt._tag === "QueueFull" || attempt._tag === "OtherLimit") {
         holding.phase = "new"
-        return yield* giveUp(attempt.standing)
       }
+      if (attempt._tag === "Refused") return yield* giveUp(attempt.standing)
+      if (attempt._tag === "QueueFull") return yield* Effect.fail(queueFull(attempt.standing))
+      if (attempt._tag === "OtherLimit") return yield* Effect.fail(refusal(attempt.limit))
       let grant: Grant | undefined
       if (attempt._tag === "Granted") {
         grant = attempt.grant
@@ -402,6 +496,7 @@ const awaitGrant = <E>(
         if (!contended) {
           contended = true
           holding.blockedBy = standing.holders[0]?.holderId
+          events.emit(holding, "Queued")
           yield* Metric.update(LockMetrics.contended, 1)
         }
         const signal = yield* queued(attempt.signal)
@@ -458,10 +553,8 @@ const tooSlow = (holding: Holding): Effect.Effect<never, LockStoreError> =>
 const keep = (holding: Holding): Effect.Effect<void> =>
   Effect.gen(function*() {
     while (holding.check() === undefined) {
-      if (maxHoldLeft(holding) <= 0) {
-        holding.lose("MaxHold")
-        return
-      }
+      if (maxHoldLeft(holding) <= 0) return holding.lose("MaxHold")
+      if (progressLeft(holding) <= 0) return holding.lose("Stalled")
       const untilRenewal = holding.renewEvery - elapsedUnsafe(holding.renewedAt, holding.clock)
       if (untilRenewal > 0) {
         yield* Effect.sleep(nap(Math.min(untilRenewal, untilLoss(holding))))
@@ -528,7 +621,11 @@ const untilDue = (holding: Holding): number =>
 
 const maxHoldLeft = (holding: Holding): number => holding.options.maxHold - holding.heldFor()
 
-const untilLoss = (holding: Holding): number => Math.min(holding.timeLeft(), maxHoldLeft(holding))
+const progressLeft = ({ clock, options, progressAt }: Holding): number =>
+  options.progressTimeout === Infinity ? Infinity : options.progressTimeout - elapsedUnsafe(progressAt, clock)
+
+const untilLoss = (holding: Holding): number =>
+  Math.min(holding.timeLeft(), maxHoldLeft(holding), progressLeft(holding))
 
 /**
  * Timers stand still while a machine is suspended, so no sleep is longer than a second before the clocks are read again.
@@ -566,6 +663,7 @@ const renewOnce = (holding: Holding): Effect.Effect<void, LockStoreError> =>
       }),
       Effect.tapCause((cause) => {
         holding.unconfirmed = Cause.squash(cause)
+        events.emit(holding, "RenewalFailed")
         return Effect.andThen(
           countRenewal("failed"),
           annotate(
@@ -593,6 +691,7 @@ export const end = (holding: Holding): Effect.Effect<void> =>
     holding.phase = "ended"
     holding.client.nursery.remove(holding)
     holding.lose("Released")
+    if (phase === "held" && lostFor === undefined) events.emit(holding, "Released")
     const isGone = lostFor === "Expired" || lostFor === "NotHeld" || lostFor === "TakenOver"
     const finish = phase === "new" || phase === "handedOff"
       ? Effect.void
@@ -600,7 +699,7 @@ export const end = (holding: Holding): Effect.Effect<void> =>
       ? release(holding)
       : abandon(holding)
     const settled = Effect.sync(() => {
-      holding.client.holdings.delete(holding)
+      holding.client.holdings.delete(holding.holderId)
       if (holding.ended !== undefined) Deferred.doneUnsafe(holding.ended, Effect.void)
     })
     const inBackground = (effect: Effect.Effect<void>) =>

@@ -2,7 +2,7 @@ import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { LockStoreError, type TicketRefused } from "../LockError.ts"
+import type { TicketRefused } from "../LockError.ts"
 import type {
   Adoption,
   Attempt,
@@ -10,33 +10,39 @@ import type {
   Grant,
   Held,
   KeyState,
-  LockStore,
-  Loss,
+  LimitSet,
+  News,
+  PermitStore,
   Request,
   Signal,
   Standing,
-  Transfer
+  Transfer,
+  Watch
 } from "../LockStore.ts"
 import { monotonicUnsafe, nowUnsafe } from "./instant.ts"
 
 /** @internal */
-export const make: Effect.Effect<LockStore["Service"]> = Clock.clockWith((clock) =>
+export const make: Effect.Effect<PermitStore["Service"]> = Clock.clockWith((clock) =>
   Effect.sync(() => makeUnsafe(clock))
 )
 
 interface Holder {
   readonly token: number
-  readonly permits: number
+  permits: number
   readonly since: number
   readonly metadata: Readonly<Record<string, string>>
   expiresAt: number
   /** Kept for nobody until it expires (`minHold`), or set aside for whoever adopts it. */
   state: "held" | "kept" | "aside"
+  /** Its client is told when somebody queues. */
+  isWatched: boolean
 }
 
 interface Waiter {
   readonly request: Request
   readonly since: number
+  /** When it came, less its head start: the place in the queue. */
+  readonly place: number
   signal: Signal | undefined
   /** Done when there is a signal, or a new moment to wait for. */
   wake: Deferred.Deferred<void>
@@ -44,20 +50,42 @@ interface Waiter {
 
 interface Key {
   readonly name: string
-  readonly limit: number
+  /** What those who ask have to say the limit is, and what it is: another one was set. */
+  declared: number
+  limit: number
+  usedAt: number
   readonly holders: Map<string, Holder>
-  /** Insertion order is queue order. */
-  readonly queue: Map<string, Waiter>
+  /** In the order of places. */
+  queue: Map<string, Waiter>
+  /** At least the last place in the queue. */
+  lastPlace: number
   /** The latest moment at which some waiter will look at the clock again. */
   watchedUntil: number
 }
 
-const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
+/** Milliseconds in the queue that a step of priority is worth. */
+const headStart = 10_000
+
+/** How long a limit that was set outlives the last use of its key. */
+const limitRetention = 30 * 24 * 3_600_000
+
+const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
   const keys = new Map<string, Key>()
   // One counter for all keys keeps every key's tokens growing without state for keys that nobody uses.
   let lastToken = 0
 
   const time = () => monotonicUnsafe(clock)
+
+  const makeKey = (name: string, limit: number): Key => ({
+    name,
+    declared: limit,
+    limit,
+    usedAt: time(),
+    holders: new Map(),
+    queue: new Map(),
+    lastPlace: -Infinity,
+    watchedUntil: 0
+  })
 
   const grant = (key: Key, request: Request): Grant => {
     const sentAt = nowUnsafe(clock)
@@ -68,7 +96,8 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       since: sentAt.monotonic,
       metadata: request.metadata,
       expiresAt: sentAt.monotonic + request.ttl,
-      state: "held"
+      state: "held",
+      isWatched: false
     })
     return { token: lastToken, ttl: request.ttl, sentAt }
   }
@@ -92,9 +121,13 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       if (holder.expiresAt <= now) key.holders.delete(id)
     }
     for (const [id, waiter] of key.queue) {
-      if (waiter.request.permits > free(key)) break
+      const { permits } = waiter.request
+      // The limit was lowered: who can never be granted is told so when he asks again.
+      if (permits <= key.limit && permits > free(key)) break
       key.queue.delete(id)
-      waiter.signal = { _tag: "Granted", grant: grant(key, waiter.request) }
+      waiter.signal = permits > key.limit
+        ? { _tag: "LookAgain" }
+        : { _tag: "Granted", grant: grant(key, waiter.request) }
       Deferred.doneUnsafe(waiter.wake, Effect.void)
     }
     const next = nextExpiry(key)
@@ -106,7 +139,29 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       }
     }
     // A waiter may still look at a key that was dropped and made anew: only the current one is dropped.
-    if (key.holders.size === 0 && key.queue.size === 0 && keys.get(key.name) === key) keys.delete(key.name)
+    if (
+      isIdle(key) && keys.get(key.name) === key && (key.limit === key.declared || now - key.usedAt > limitRetention)
+    ) {
+      keys.delete(key.name)
+    }
+  }
+
+  const isIdle = (key: Key): boolean => key.holders.size === 0 && key.queue.size === 0
+
+  const enqueue = (key: Key, request: Request): Waiter => {
+    const since = time()
+    const place = since - request.priority * headStart
+    const waiter: Waiter = { request, since, place, signal: undefined, wake: Deferred.makeUnsafe() }
+    if (place >= key.lastPlace) {
+      key.lastPlace = place
+      key.queue.set(request.holderId, waiter)
+    } else {
+      const others = Array.from(key.queue)
+      const behind = others.findIndex(([, other]) => other.place > place)
+      key.queue = new Map(others.toSpliced(behind === -1 ? others.length : behind, 0, [request.holderId, waiter]))
+    }
+    for (const [holderId, holder] of key.holders) if (holder.isWatched) tell({ _tag: "Wanted", holderId })
+    return waiter
   }
 
   const find = (name: string): Key | undefined => {
@@ -157,49 +212,32 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       )
     })
 
-  const attempt = (request: Request): Effect.Effect<Attempt, LockStoreError> =>
-    Effect.suspend((): Effect.Effect<Attempt, LockStoreError> => {
-      let key = keys.get(request.key)
-      if (key !== undefined) pump(key)
-      if (key === undefined || !keys.has(request.key)) {
-        key = { name: request.key, limit: request.limit, holders: new Map(), queue: new Map(), watchedUntil: 0 }
-      }
-      const mine = key.holders.get(request.holderId)
+  const attempt = (request: Request): Effect.Effect<Attempt> =>
+    Effect.sync((): Attempt => {
+      const { holderId, limit, permits } = request
+      let key = find(request.key)
+      if (key === undefined || !keys.has(request.key)) key = makeKey(request.key, limit)
+      const mine = key.holders.get(holderId)
       if (mine !== undefined) {
         // A duplicate that arrives after the release: what is kept is not its own any more.
-        if (mine.state !== "held") return Effect.succeed({ _tag: "Refused", standing: standing(key, request.holderId) })
+        if (mine.state !== "held") return { _tag: "Refused", standing: standing(key, holderId) }
         mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
-        const grant = { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) }
-        return Effect.succeed({ _tag: "Granted", grant })
+        return { _tag: "Granted", grant: { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) } }
       }
-      if (key.limit !== request.limit) {
-        return Effect.fail(
-          new LockStoreError({
-            store: "memory",
-            operation: "attempt",
-            reason: "Refused",
-            detail: `key "${request.key}" is in use with a limit of ${key.limit}, not ${request.limit}`
-          })
-        )
-      }
-      let waiter = key.queue.get(request.holderId)
-      if (waiter === undefined && key.queue.size === 0 && request.permits <= free(key)) {
+      if (key.declared !== limit && isIdle(key)) key.declared = key.limit = limit
+      if (key.declared !== limit || permits > key.limit) return { _tag: "OtherLimit", limit: key.limit }
+      key.usedAt = time()
+      let waiter = key.queue.get(holderId)
+      if (waiter === undefined && key.queue.size === 0 && permits <= free(key)) {
         keys.set(request.key, key)
-        return Effect.succeed({ _tag: "Granted", grant: grant(key, request) })
+        return { _tag: "Granted", grant: grant(key, request) }
       }
-      if (!request.wait) {
-        return Effect.succeed({ _tag: "Refused", standing: standing(key, request.holderId) })
-      }
+      if (!request.wait) return { _tag: "Refused", standing: standing(key, holderId) }
       if (waiter === undefined) {
-        waiter = { request, since: time(), signal: undefined, wake: Deferred.makeUnsafe() }
-        key.queue.set(request.holderId, waiter)
-        keys.set(request.key, key)
+        if (key.queue.size >= request.maxWaiters) return { _tag: "QueueFull", standing: standing(key, holderId) }
+        waiter = enqueue(key, request)
       }
-      return Effect.succeed({
-        _tag: "Queued",
-        standing: standing(key, request.holderId),
-        signal: awaitGrant(key, waiter)
-      })
+      return { _tag: "Queued", standing: standing(key, holderId), signal: awaitGrant(key, waiter) }
     })
 
   const renew = (lease: Held, ttl: number): Effect.Effect<Confirmation> =>
@@ -229,7 +267,11 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       return before
     })
 
-  const listeners = new Set<(loss: Loss) => void>()
+  const listeners = new Set<(news: News) => void>()
+  const tell = (news: News): void => {
+    for (const listener of listeners) listener(news)
+  }
+
   /** Why tickets can be adopted no more, for as long as somebody may ask: oldest first. */
   const spent = new Map<string, { readonly reason: TicketRefused["reason"]; readonly until: number }>()
 
@@ -244,8 +286,7 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
 
   const takeover = (request: Request): Effect.Effect<Grant> =>
     Effect.sync(() => {
-      const key = find(request.key) ??
-        { name: request.key, limit: request.limit, holders: new Map(), queue: new Map(), watchedUntil: 0 }
+      const key = find(request.key) ?? makeKey(request.key, request.limit)
       const mine = key.holders.get(request.holderId)
       if (mine?.state === "held") {
         mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
@@ -253,11 +294,12 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       }
       const evicted = Array.from(key.holders)
       key.holders.clear()
+      if (key.declared !== request.limit) key.declared = key.limit = request.limit
       keys.set(request.key, key)
       const granted = grant(key, request)
       for (const [holderId, { state }] of evicted) {
         if (state === "aside") spend(holderId, "TakenOver")
-        if (state === "held") { for (const listener of listeners) listener({ _tag: "TakenOver", holderId }) }
+        if (state === "held") tell({ _tag: "TakenOver", holderId })
       }
       pump(key)
       return granted
@@ -292,7 +334,38 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
       return { _tag: "Granted", grant: grant(key, request) }
     })
 
-  const onLoss = (listener: (loss: Loss) => void): Effect.Effect<void, never, Scope.Scope> =>
+  const shrink = (lease: Held, permits: number): Effect.Effect<Confirmation> =>
+    Effect.sync(() => {
+      const found = held(lease)
+      if (found === undefined) return "NotHeld"
+      const [key, holder] = found
+      holder.permits = Math.min(holder.permits, permits)
+      pump(key)
+      return "Done"
+    })
+
+  const setLimit = (name: string, declared: number, limit: number): Effect.Effect<LimitSet> =>
+    Effect.sync(() => {
+      const key = find(name) ?? makeKey(name, declared)
+      if (key.declared !== declared && !isIdle(key)) return { _tag: "OtherLimit", limit: key.limit }
+      key.declared = declared
+      key.limit = limit
+      key.usedAt = time()
+      keys.set(name, key)
+      pump(key)
+      return { _tag: "Done" }
+    })
+
+  const watch = (lease: Held): Effect.Effect<Watch> =>
+    Effect.sync(() => {
+      const found = held(lease)
+      if (found === undefined) return { _tag: "NotHeld" }
+      const [key, holder] = found
+      holder.isWatched = true
+      return { _tag: "Done", isWanted: key.queue.size > 0 }
+    })
+
+  const onNews = (listener: (news: News) => void): Effect.Effect<void, never, Scope.Scope> =>
     Effect.acquireRelease(
       Effect.sync(() => void listeners.add(listener)),
       () => Effect.sync(() => listeners.delete(listener))
@@ -309,8 +382,11 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
         waitedFor: now - since,
         metadata: request.metadata
       }))
-      return { key: name, holders: holders(key), waiters }
+      return { key: name, ...isIdle(key) ? undefined : { limit: key.limit }, holders: holders(key), waiters }
     })
+
+  const list = (prefix: string): Effect.Effect<ReadonlyArray<string>> =>
+    Effect.sync(() => Array.from(keys.keys()).filter((name) => name.startsWith(prefix)))
 
   return {
     name: "memory",
@@ -323,7 +399,11 @@ const makeUnsafe = (clock: Clock.Clock): LockStore["Service"] => {
     takeover,
     transfer,
     adopt,
-    onLoss,
-    inspect
+    shrink,
+    setLimit,
+    watch,
+    onNews,
+    inspect,
+    list
   }
 }

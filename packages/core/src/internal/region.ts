@@ -13,17 +13,37 @@ import { failIf, type Holding, protect } from "./holding.ts"
  */
 export class Region {
   readonly holding: Holding
+  /** The region of the same key around this one. */
   readonly parent: Region | undefined
+  /** A turn in the parent, whose end is the end of this one. */
+  readonly isTurn: boolean
   /** Fails for everything nested here once this region has ended. */
   readonly over: Deferred.Deferred<never, LockLost> = Deferred.makeUnsafe()
   /** Who nests, in order: the first has its turn. */
   readonly turns: Array<Turn> = []
   open = true
 
-  constructor(holding: Holding, parent: Region | undefined) {
+  constructor(holding: Holding, parent: Region | undefined, isTurn: boolean) {
     this.holding = holding
     this.parent = parent
+    this.isTurn = isTurn
   }
+}
+
+/**
+ * How many permits of a key those inside a region have.
+ *
+ * @internal
+ */
+export const permitsIn = (region: Region): number => {
+  let permits = 0
+  let counted: Holding | undefined
+  for (let it: Region | undefined = region; it !== undefined; it = it.parent) {
+    if (!it.open || it.holding === counted) continue
+    permits += it.holding.permits
+    counted = it.holding
+  }
+  return permits
 }
 
 /** @internal */
@@ -109,7 +129,8 @@ export const run = <A, E, R>(
   const inside = Effect.withFiber<A, E, R>((fiber) =>
     Effect.provideService(body, CurrentSurroundings, { regions, bodyOf: { fiberId: fiber.id, awaitedBy } })
   )
-  const { holding, parent } = region
+  const { holding } = region
+  const parent = region.isTurn ? region.parent : undefined
   const over = Deferred.await(holding.over)
   return Effect.onExit(
     protect(
@@ -135,7 +156,7 @@ export const takeTurn = (
     if (!region.open) return Effect.succeed(false)
     const first = region.turns[0]
     if (first !== undefined && (waitsFor(first.asker, turn.asker) || region.turns.some(sharesScope(turn)))) {
-      return Effect.fail(new LockDeadlock({ key: region.holding.key, token: region.holding.token }))
+      return Effect.fail(deadlock(region.holding))
     }
     region.turns.push(turn)
     if (first === undefined) return Effect.succeed(true)
@@ -148,6 +169,9 @@ export const takeTurn = (
         orElse: () => Effect.fail(timedOut(region, turn, wait.timeout))
       })
   })
+
+/** @internal */
+export const deadlock = ({ key, token }: Holding): LockDeadlock => new LockDeadlock({ key, token, reason: "Self" })
 
 const sharesScope = (turn: Turn) => (other: Turn): boolean => other.scope === turn.scope
 
@@ -189,11 +213,12 @@ const timedOut = (region: Region, turn: Turn, waitTimeout: number): LockTimeout 
   const { holding } = region
   return new LockTimeout({
     key: holding.key,
+    permits: holding.permits,
     waitTimeout,
     holders: [{
       holderId: holding.holderId,
       token: holding.token,
-      permits: 1,
+      permits: holding.permits,
       heldFor: holding.heldFor(),
       timeLeft: holding.timeLeft(),
       metadata: holding.metadata

@@ -32,7 +32,7 @@ export interface TestStore {
   /** The keys' state, past all faults. */
   readonly inspect: (key: string) => Effect.Effect<LockStore.KeyState>
   /** Tells all clients, unasked. */
-  readonly tell: (loss: LockStore.Loss) => Effect.Effect<void>
+  readonly tell: (loss: LockStore.News) => Effect.Effect<void>
   /** Takes everything away from a holder, as an administrator would. */
   readonly evict: (key: string, holderId: string) => Effect.Effect<void>
 }
@@ -41,7 +41,7 @@ export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(fun
   const memory = Context.get(yield* Layer.build(Layer.fresh(LockStore.layerMemory)), LockStore.LockStore)
   const trace: Array<string> = []
   const counts = new Map<string, number>()
-  const listeners = new Set<(loss: LockStore.Loss) => void>()
+  const listeners = new Set<(loss: LockStore.News) => void>()
   const store: TestStore = {
     trace,
     requests: [],
@@ -74,7 +74,7 @@ export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(fun
       transfer: (lease, ticketId) => recorded("transfer", memory.transfer(lease, ticketId), ({ _tag }) => _tag),
       adopt: (ticket, request) =>
         recorded("adopt", memory.adopt(ticket, request), ({ _tag }) => _tag, () => store.requests.push(request)),
-      onLoss: (listener) => Effect.andThen(Effect.sync(() => listeners.add(listener)), memory.onLoss(listener)),
+      onNews: (listener) => Effect.andThen(Effect.sync(() => listeners.add(listener)), memory.onNews(listener)),
       inspect: (key) =>
         Effect.suspend(() => {
           const run = memory.inspect(key)

@@ -521,11 +521,11 @@ export const make = Effect.fnUntraced(function*(
       }
     )
 
-  const listeners = new Set<(loss: LockStore.Loss) => void>()
-  const tell = (loss: LockStore.Loss): void => {
+  const listeners = new Set<(loss: LockStore.News) => void>()
+  const tell = (loss: LockStore.News): void => {
     for (const listener of listeners) listener(loss)
   }
-  const onLoss: LockStore.LockStore["Service"]["onLoss"] = (listener) =>
+  const onNews: LockStore.LockStore["Service"]["onNews"] = (listener) =>
     Effect.acquireRelease(
       Effect.sync(() => void listeners.add(listener)),
       () => Effect.sync(() => listeners.delete(listener))
@@ -811,7 +811,7 @@ export const make = Effect.fnUntraced(function*(
       takeover,
       transfer,
       adopt,
-      onLoss,
+      onNews,
       inspect
     },
     receive: (from, message) => {

@@ -36,6 +36,8 @@ export const contend = (
           permits: 1,
           limit: 1,
           wait: true,
+          priority: 0,
+          maxWaiters: Infinity,
           floor: 0,
           metadata: {},
           ...wish

@@ -256,7 +256,17 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
       renew: (lease, ttl) =>
         Effect.flatMap(store.renew(lease, ttl), (answer) =>
           answer === "Done" ? Effect.succeed(answer) : Effect.as(
-            store.attempt({ ...lease, ttl, permits: 1, limit: 1, wait: false, floor: 0, metadata: {} }),
+            store.attempt({
+              ...lease,
+              ttl,
+              permits: 1,
+              limit: 1,
+              wait: false,
+              priority: 0,
+              maxWaiters: Infinity,
+              floor: 0,
+              metadata: {}
+            }),
             "Done"
           ))
     })
@@ -293,7 +303,17 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
           (answer) =>
             answer === "NotHeld" ? Effect.succeed(answer) : store.abandon(lease.key, lease.holderId).pipe(
               Effect.andThen(
-                store.attempt({ ...lease, ttl, permits: 1, limit: 1, wait: false, floor: 0, metadata: {} })
+                store.attempt({
+                  ...lease,
+                  ttl,
+                  permits: 1,
+                  limit: 1,
+                  wait: false,
+                  priority: 0,
+                  maxWaiters: Infinity,
+                  floor: 0,
+                  metadata: {}
+                })
               ),
               Effect.as(answer)
             )

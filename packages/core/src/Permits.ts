@@ -1,0 +1,127 @@
+/**
+ * Keys with more than one permit: what `DistributedSemaphore` and `ReadWriteLock` are made of. They share one lifecycle
+ * with every other lock.
+ *
+ * @since 0.1.0
+ */
+import * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import * as engines from "./internal/engine.ts"
+import type { Ask } from "./internal/holding.ts"
+import type { Lease } from "./Lease.ts"
+import * as Lock from "./Lock.ts"
+import type { LockDeadlock, LockError, LockInvalid, LockLost, LockStoreError } from "./LockError.ts"
+import type * as LockOptions from "./LockOptions.ts"
+import { type KeyState, PermitStore } from "./LockStore.ts"
+
+/**
+ * What is asked for, and what that means for who has some of it already.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Target {
+  readonly key: string
+  /** How many of the key's `limit` permits are asked for. */
+  readonly permits: number
+  readonly limit: number
+  /** How many have to be held for it, those the asker has already included. */
+  readonly needs: number
+  /**
+   * Whether those inside a region of the key share its lease, in turn, as in a mutex. Otherwise each gets permits of its
+   * own, as in a semaphore.
+   */
+  readonly isShared: boolean
+  /** @internal How it is asked for, where that is not an attempt like any other. */
+  readonly how?: Ask<LockDeadlock> | undefined
+}
+
+/**
+ * The permits of an application: one client of a store that counts.
+ *
+ * **When to use**
+ *
+ * Provide it with `layer`, which is also the `Lock` of the application; what `DistributedSemaphore` and `ReadWriteLock`
+ * define needs it. A quorum store cannot count permits, so there is no such service on it, and a program that needs one
+ * does not compile.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class Permits extends Context.Service<Permits, {
+  readonly withTarget: <A, E, R>(
+    target: Target,
+    effect: Effect.Effect<A, E, R>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<A, E | LockError, R>
+  readonly withLease: <A, E, R>(
+    target: Target,
+    use: (lease: Lease) => Effect.Effect<A, E, R>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<A, E | LockError, R>
+  readonly withTargetIfAvailable: <A, E, R>(
+    target: Target,
+    use: (lease: Lease) => Effect.Effect<A, E, R>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Option.Option<A>, E | Lock.TryError, R>
+  readonly acquire: (
+    target: Target,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Lease, LockError, Scope.Scope>
+  readonly tryAcquire: (
+    target: Target,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Option.Option<Lease>, Lock.TryError, Scope.Scope>
+  /** Gives back all but `permits` of the permits of a lease. */
+  readonly shrink: (lease: Lease, permits: number) => Effect.Effect<void, LockLost | LockStoreError>
+  /** Changes how many permits a key has for all who ask with the limit `declared`. */
+  readonly setLimit: PermitStore["Service"]["setLimit"]
+  readonly inspect: (key: string) => Effect.Effect<KeyState, LockStoreError | LockInvalid>
+}>()("@effect-lock/core/Permits") {}
+
+/**
+ * The permits and the `Lock` of an application on a store that counts. Options and closing are those of `Lock.layer`.
+ *
+ * **Example** (A store that counts)
+ *
+ * ```ts import.meta.vitest
+ * import { Layer } from "effect"
+ * import { LockStore, Permits } from "@effect-lock/core"
+ *
+ * export const LocksLive = Permits.layer({ ttl: "30 seconds" }).pipe(Layer.provide(LockStore.layerMemory))
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (
+  defaults?: LockOptions.LockOptions
+): Layer.Layer<Permits | Lock.Lock, LockInvalid, PermitStore> => Layer.effectContext(make(defaults))
+
+/**
+ * `layer` with its defaults read from configuration, as in `Lock.layerConfig`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  defaults: Config.Wrap<LockOptions.LockOptions>
+): Layer.Layer<Permits | Lock.Lock, LockInvalid | Config.ConfigError, PermitStore> =>
+  Layer.effectContext(Effect.flatMap(Config.unwrap(defaults), make))
+
+const make = Effect.fnUntraced(function*(
+  defaults?: LockOptions.LockOptions
+): Effect.fn.Return<Context.Context<Permits | Lock.Lock>, LockInvalid, PermitStore | Scope.Scope> {
+  const store = yield* PermitStore
+  const engine = yield* engines.make(store, defaults)
+  const permits = Permits.of({
+    ...engine,
+    shrink: (lease, permits) => engine.shrink(store, lease, permits),
+    setLimit: store.setLimit
+  })
+  return Context.make(Permits, permits).pipe(Context.add(Lock.Lock, Lock.fromEngine(engine)))
+})

@@ -1,0 +1,620 @@
+import * as Clock from "effect/Clock"
+import * as DateTime from "effect/DateTime"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberSet from "effect/FiberSet"
+import * as Metric from "effect/Metric"
+import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
+import * as Scope from "effect/Scope"
+import * as Tracer from "effect/Tracer"
+import type { Lease } from "../Lease.ts"
+import {
+  type LockDeadlock,
+  type LockError,
+  LockInvalid,
+  type LockLost,
+  type LockQueueFull,
+  type LockStoreError,
+  type LockTimeout
+} from "../LockError.ts"
+import * as LockMetrics from "../LockMetrics.ts"
+import * as LockOptions from "../LockOptions.ts"
+import type { KeyState, LockStore, PermitStore } from "../LockStore.ts"
+import type { Target } from "../Permits.ts"
+import * as events from "./events.ts"
+import * as holdings from "./holding.ts"
+import { elapsedUnsafe, nowUnsafe } from "./instant.ts"
+import * as orders from "./order.ts"
+import * as regions from "./region.ts"
+
+/**
+ * The locks of one client of one store: what the services of this package are made of.
+ *
+ * @internal
+ */
+export interface Engine {
+  /** Runs the body in a region that holds the target. */
+  readonly withLease: <A, E, R>(
+    target: Target,
+    use: (lease: Lease) => Effect.Effect<A, E, R>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<A, E | LockError, R>
+  /** As `withLease`, without the lease for a body that does not ask for it. */
+  readonly withTarget: <A, E, R>(
+    target: Target,
+    body: Effect.Effect<A, E, R>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<A, E | LockError, R>
+  readonly withTargetIfAvailable: <A, E, R>(
+    target: Target,
+    use: (lease: Lease) => Effect.Effect<A, E, R>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Option.Option<A>, E | TryError, R>
+  readonly withTargets: <A, E, R>(
+    targets: ReadonlyArray<Target>,
+    body: Effect.Effect<A, E, R>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<A, E | LockError, R>
+  readonly acquire: (
+    target: Target,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Lease, LockError, Scope.Scope>
+  readonly tryAcquire: (
+    target: Target,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Option.Option<Lease>, TryError, Scope.Scope>
+  readonly acquireAll: (
+    targets: ReadonlyArray<Target>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<ReadonlyArray<Lease>, LockError, Scope.Scope>
+  /** Gets a lease by other means than asking for a free key. */
+  readonly open: <E>(
+    target: Target,
+    how: holdings.Ask<E>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Lease, TryError | E, Scope.Scope>
+  readonly shrink: (
+    store: PermitStore["Service"],
+    lease: Lease,
+    permits: number
+  ) => Effect.Effect<void, LockLost | LockStoreError>
+  readonly inspect: (key: string) => Effect.Effect<KeyState, LockStoreError | LockInvalid>
+  readonly list: (prefix: string) => Effect.Effect<ReadonlyArray<KeyState>, LockStoreError>
+  readonly listeners: Set<events.Listener>
+}
+
+/** @internal */
+export type TryError = Exclude<LockError, LockTimeout | LockDeadlock | LockQueueFull>
+
+/** @internal */
+export const mutex = (key: string): Target => ({ key, permits: 1, limit: 1, needs: 1, isShared: true })
+
+interface Entered {
+  readonly holding: holdings.Holding
+  /** The region around, and the turn taken there: its lease is used, or added to. */
+  readonly parent: regions.Region | undefined
+  readonly turn: regions.Turn | undefined
+}
+
+/** How somebody asks: `scope` is the one the caller asked with, `owner` the part of it that owns what is got. */
+interface Claim extends Asker {
+  readonly target: Target
+  readonly options: LockOptions.Resolved
+  readonly scope: Scope.Scope
+  readonly owner: Scope.Scope
+  readonly wait: boolean
+  readonly isBody: boolean
+  /** Asked for by this moment, where it is one of several. */
+  readonly askedAt?: holdings.Holding["askedAt"] | undefined
+}
+
+interface Asker {
+  readonly asker: regions.Asker
+  readonly surroundings: regions.Surroundings
+  readonly order: orders.Order | undefined
+}
+
+type EnterError = Exclude<LockError, LockInvalid>
+
+/** What `acquire` remembers of a lease asked for or held, to tell who would wait for himself. */
+interface ScopedHold {
+  readonly asker: regions.Asker
+  readonly scope: Scope.Scope
+  readonly holding: holdings.Holding
+}
+
+/** @internal */
+export const make = Effect.fnUntraced(function*(
+  store: LockStore["Service"],
+  defaults?: LockOptions.LockOptions
+): Effect.fn.Return<Engine, LockInvalid, Scope.Scope> {
+  const base = yield* LockOptions.resolve(defaults)
+  const client: holdings.Client = {
+    id: yield* randomId,
+    store,
+    holdings: new Map(),
+    listeners: new Set(),
+    // Closed after everything that is forked into it has been waited for.
+    scope: Scope.forkUnsafe(yield* Scope.Scope),
+    nursery: new holdings.Nursery(),
+    sequence: 0,
+    closed: false,
+    floor: 0
+  }
+  // Watches until everything has been closed.
+  yield* Effect.forkScoped(client.nursery.watch)
+  yield* Effect.addFinalizer(() => closeAll(client, base.releaseTimeout))
+  const scopedHolds = new Map<string, Set<ScopedHold>>()
+  const regionId = (key: string) => `${client.id}/${key}`
+
+  /** Finds everything that is wrong before anything is sent. */
+  const prepare = (
+    targets: ReadonlyArray<Target>,
+    options: LockOptions.LockOptions | undefined
+  ): Effect.Effect<LockOptions.Resolved, LockInvalid> => {
+    for (const { key, limit, permits } of targets) {
+      const invalid = LockOptions.checkKey(key) ?? LockOptions.checkPermits(permits, limit)
+      if (invalid !== undefined) return Effect.fail(invalid)
+    }
+    return LockOptions.resolve(options, base)
+  }
+
+  /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
+  const findDeadlock = ({ asker, scope, target }: Claim): LockDeadlock | undefined => {
+    const { key, limit, permits } = target
+    let own = 0
+    for (const hold of scopedHolds.get(key) ?? []) {
+      // A lost lease is in nobody's way for longer than its ttl.
+      if (hold.holding.check() !== undefined) continue
+      if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
+        own += hold.holding.permits
+        if (own + permits > (target.isShared ? target.needs : limit)) return regions.deadlock(hold.holding)
+      }
+    }
+    return undefined
+  }
+
+  const remember = (hold: ScopedHold): void => {
+    const { key } = hold.holding
+    scopedHolds.set(key, (scopedHolds.get(key) ?? new Set()).add(hold))
+  }
+
+  const forget = (hold: ScopedHold): void => {
+    const { key } = hold.holding
+    const holds = scopedHolds.get(key)
+    if (holds?.delete(hold) && holds.size === 0) scopedHolds.delete(key)
+  }
+
+  /** The keys that an asker has already. */
+  const held = function*({ asker, surroundings }: Claim): Iterable<string> {
+    for (const region of surroundings.regions.values()) if (region.open) yield region.holding.key
+    for (const holds of scopedHolds.values()) {
+      for (const hold of holds) {
+        if (hold.holding.phase === "held" && regions.waitsFor(hold.asker, asker)) yield hold.holding.key
+      }
+    }
+  }
+
+  /** A grant of the store. */
+  const ask = (claim: Claim, clock: Clock.Clock, askedAt: holdings.Holding["askedAt"]) =>
+    Effect.suspend((): Effect.Effect<holdings.Holding, EnterError> => {
+      const { owner, target, wait } = claim
+      const holding = new holdings.Holding(client, target, claim.options, clock, askedAt)
+      const hold: ScopedHold | undefined = claim.isBody
+        ? undefined
+        : { asker: claim.asker, scope: claim.scope, holding }
+      const opened = Effect.suspend((): Effect.Effect<holdings.Holding, EnterError> => {
+        const deadlock = findDeadlock(claim)
+        if (deadlock !== undefined) return Effect.fail(deadlock)
+        if (hold !== undefined) remember(hold)
+        const how = target.how ?? holdings.attempt(wait)
+        return Effect.as(traceAcquire(holding, holdings.open(holding, owner, how)), holding)
+      })
+      return hold === undefined
+        ? opened
+        : Effect.andThen(Scope.addFinalizer(owner, Effect.sync(() => forget(hold))), opened)
+    })
+
+  /** Gets a lease: a turn in the region this fiber is inside of, or a grant of the store. */
+  const enter = (claim: Claim): Effect.Effect<Entered, EnterError> =>
+    Clock.clockWith((clock) => {
+      const { asker, options, owner, target } = claim
+      const askedAt = claim.askedAt ?? nowUnsafe(clock)
+      const granted = (parent: regions.Region | undefined, turn: regions.Turn | undefined) =>
+        Effect.map(ask(claim, clock, askedAt), (holding): Entered => ({ holding, parent, turn }))
+
+      const again: Effect.Effect<Entered, EnterError> = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
+        const region = regions.find(claim.surroundings, regionId(target.key))
+        if (region === undefined) return granted(undefined, undefined)
+        if (!target.isShared) {
+          return regions.permitsIn(region) + target.permits > target.limit
+            ? Effect.fail(regions.deadlock(region.holding))
+            : granted(region, undefined)
+        }
+        const turn = new regions.Turn(asker, claim.scope, claim.isBody)
+        const timeout = claim.wait ? options.waitTimeout : 0
+        const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
+        return Scope.addFinalizer(owner, Effect.sync(() => regions.endTurn(region, turn))).pipe(
+          Effect.andThen(regions.takeTurn(region, turn, wait)),
+          Effect.flatMap((taken): Effect.Effect<Entered, EnterError> => {
+            if (!taken) return again
+            const permits = regions.permitsIn(region)
+            // A region that has ended waits for its last turn: whoever has that must not wait for the store, but be sent off.
+            if (!region.open || permits >= target.needs) {
+              return Effect.succeed({ holding: region.holding, parent: region, turn })
+            }
+            return permits + target.permits > target.needs
+              ? Effect.fail(regions.deadlock(region.holding))
+              : Effect.raceFirst(Deferred.await(region.over), granted(region, turn))
+          })
+        )
+      })
+      // Who does not wait is in nobody's way.
+      return claim.order === undefined || !claim.wait
+        ? again
+        : Effect.andThen(claim.order(target.key, held(claim)), again)
+    })
+
+  const runInside = <A, E, R>(
+    body: Effect.Effect<A, E, R>,
+    entered: Entered,
+    claim: Pick<Claim, "target" | "asker" | "surroundings">
+  ) => {
+    const { holding, parent, turn } = entered
+    return regions.run(
+      regionId(claim.target.key),
+      new regions.Region(holding, parent, turn !== undefined),
+      claim.asker,
+      claim.surroundings,
+      parent?.holding === holding ? body : traceHold(holding, body)
+    )
+  }
+
+  const asking = <A, E, R>(use: (asker: Asker) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.withFiber((fiber) => {
+      const surroundings = fiber.getRef(regions.CurrentSurroundings)
+      const order = fiber.getRef(orders.CurrentOrder)
+      return use({ asker: regions.askerOf(surroundings, fiber.id), surroundings, order })
+    })
+
+  const withTarget = <A, E, R>(
+    target: Target,
+    use: (entered: Entered) => Effect.Effect<A, E, R>,
+    options: LockOptions.LockOptions | undefined
+  ): Effect.Effect<A, E | LockError, R> =>
+    Effect.flatMap(prepare([target], options), (options) =>
+      asking((asker) =>
+        Effect.scopedWith((scope) => {
+          const claim: Claim = { ...asker, target, options, scope, owner: scope, wait: true, isBody: true }
+          return Effect.flatMap(enter(claim), (entered) => runInside(use(entered), entered, claim))
+        })
+      ))
+
+  const withTargetIfAvailable: Engine["withTargetIfAvailable"] = (target, use, options) =>
+    Effect.flatMap(prepare([target], options), (options) =>
+      asking((asker) =>
+        Effect.scopedWith((scope) => {
+          const claim: Claim = { ...asker, target, options, scope, owner: scope, wait: false, isBody: true }
+          return Effect.flatMap(ifAvailable(enter(claim)), (entered) =>
+            Option.isNone(entered)
+              ? Effect.succeedNone
+              : Effect.asSome(runInside(use(makeLease(entered.value)), entered.value, claim)))
+        })
+      ))
+
+  /** A scope of its own ends with a failed or interrupted acquisition at once, however long the caller's lives. */
+  const inScopeOfItsOwn = <A, E, R>(
+    strategy: "sequential" | "parallel",
+    use: (scope: Scope.Scope, owner: Scope.Scope) => Effect.Effect<A, E, R>
+  ): Effect.Effect<A, E, R | Scope.Scope> =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(Scope.Scope, (scope) => {
+        const owner = Scope.forkUnsafe(scope, strategy)
+        return Effect.onError(restore(use(scope, owner)), (cause) => Scope.close(owner, Exit.failCause(cause)))
+      })
+    )
+
+  const acquire = (
+    target: Target,
+    options: LockOptions.LockOptions | undefined,
+    wait: boolean
+  ): Effect.Effect<Lease, LockError, Scope.Scope> =>
+    Effect.flatMap(
+      prepare([target], options),
+      (options) =>
+        asking((asker) =>
+          inScopeOfItsOwn("sequential", (scope, owner) =>
+            Effect.map(enter({ ...asker, target, options, scope, owner, wait, isBody: false }), makeLease))
+        )
+    )
+
+  const open: Engine["open"] = (target, how, options) =>
+    Effect.flatMap(
+      prepare([target], options),
+      (options) =>
+        asking(({ asker }) =>
+          inScopeOfItsOwn("sequential", (scope, owner) =>
+            Clock.clockWith((clock) => {
+              const holding = new holdings.Holding(client, target, options, clock, nowUnsafe(clock))
+              const hold = { asker, scope, holding }
+              remember(hold)
+              return Scope.addFinalizer(owner, Effect.sync(() => forget(hold))).pipe(
+                Effect.andThen(withoutWaiting(traceAcquire(holding, holdings.open(holding, owner, how)))),
+                Effect.map(() => makeLease({ holding, parent: undefined, turn: undefined }))
+              )
+            }))
+        )
+    )
+
+  /**
+   * All or nothing, in the canonical order: whoever waits here holds smaller keys only, so no circle of waiting can form.
+   * Keys are asked for all at once, as nothing is taken most of the time; what comes behind the first that is taken is given
+   * back before it is waited for.
+   */
+  const enterAll = (
+    claims: ReadonlyArray<Omit<Claim, "owner" | "wait">>,
+    whole: Scope.Scope
+  ): Effect.Effect<ReadonlyArray<Entered>, EnterError> =>
+    Effect.gen(function*() {
+      const entered: Array<Entered> = []
+      const tryEnter = (claim: Omit<Claim, "owner" | "wait">) => {
+        const owner = Scope.forkUnsafe(whole, "sequential")
+        return Effect.map(
+          Effect.catchTag(Effect.asSome(enter({ ...claim, owner, wait: false })), "LockTimeout", () =>
+            Effect.succeedNone),
+          (entered) => ({ entered, owner })
+        )
+      }
+      while (entered.length < claims.length) {
+        const rest = claims.slice(entered.length)
+        const tries = yield* Effect.forEach(rest, tryEnter, { concurrency: "unbounded" })
+        const isTaken = tries.findIndex(({ entered }) =>
+          Option.isNone(entered)
+        )
+        const kept = isTaken === -1 ? tries.length : isTaken
+        for (const it of tries.slice(0, kept)) entered.push(Option.getOrThrow(it.entered))
+        if (isTaken === -1) break
+        yield* Effect.forEach(tries.slice(kept), ({ owner }) => Scope.close(owner, Exit.void), {
+          concurrency: "unbounded",
+          discard: true
+        })
+        const owner = Scope.forkUnsafe(whole, "sequential")
+        entered.push(yield* enter({ ...rest[kept]!, owner, wait: true }))
+      }
+      return entered
+    })
+
+  const withTargets: Engine["withTargets"] = (given, body, options) =>
+    withClaims(given, options, (asker, targets, options, askedAt) =>
+      Effect.scopedWith((scope) => {
+        const claims = targets.map((target) => ({ ...asker, target, options, scope, isBody: true, askedAt }))
+        return Effect.flatMap(enterAll(claims, Scope.forkUnsafe(scope, "parallel")), (all) =>
+          all.reduceRight(
+            (body, entered, i) => asking((asker) => runInside(body, entered, { ...claims[i]!, ...asker })),
+            body as Effect.Effect<any, any, any>
+          ))
+      }))
+
+  const acquireAll: Engine["acquireAll"] = (given, options) =>
+    withClaims(given, options, (asker, targets, options, askedAt) =>
+      inScopeOfItsOwn("parallel", (scope, owner) => {
+        const claims = targets.map((target) => ({ ...asker, target, options, scope, isBody: false, askedAt }))
+        return Effect.map(enterAll(claims, owner), (all) => {
+          const leases = new Map(all.map((entered) => [entered.holding.key, makeLease(entered)]))
+          return given.map(({ key }) => leases.get(key)!)
+        })
+      }))
+
+  const withClaims = <A, E, R>(
+    given: ReadonlyArray<Target>,
+    options: LockOptions.LockOptions | undefined,
+    use: (
+      asker: Asker,
+      targets: ReadonlyArray<Target>,
+      options: LockOptions.Resolved,
+      askedAt: holdings.Holding["askedAt"]
+    ) => Effect.Effect<A, E, R>
+  ): Effect.Effect<A, E | LockInvalid, R> => {
+    if (given.length === 0) {
+      return Effect.fail(new LockInvalid({ input: "keys", value: "[]", fix: "name at least one key" }))
+    }
+    return Effect.flatMap(prepare(given, options), (options) => {
+      const byKey = new Map(given.map((target) => [target.key, target]))
+      const targets = Array.from(byKey.values()).toSorted((a, b) => a.key < b.key ? -1 : 1)
+      return Clock.clockWith((clock) => asking((asker) => use(asker, targets, options, nowUnsafe(clock))))
+    })
+  }
+
+  const shrink: Engine["shrink"] = (store, lease, permits) =>
+    Effect.suspend(() => {
+      const holding = client.holdings.get(lease.holderId)
+      if (holding === undefined) return lease.check
+      // Before it is known: who may have less must not believe to have more.
+      holding.permits = Math.min(holding.permits, permits)
+      return Effect.andThen(
+        lease.check,
+        lease.protect(Effect.flatMap(store.shrink(holding, permits), (answer) => {
+          if (answer === "NotHeld") holding.lose("NotHeld")
+          return lease.check
+        }))
+      )
+    })
+
+  const runInBackground = yield* FiberSet.makeRuntime<never, void, never>()
+  yield* store.onNews((news) => {
+    if (news._tag !== "InDoubt") {
+      const holding = client.holdings.get(news.holderId)
+      if (holding === undefined) return
+      if (news._tag === "TakenOver") holding.lose("TakenOver")
+      else if (holding.wanted !== undefined) Deferred.doneUnsafe(holding.wanted, Effect.void)
+      return
+    }
+    for (const holding of client.holdings.values()) {
+      if ((news.key ?? holding.key) === holding.key) runInBackground(holdings.verify(holding))
+    }
+  })
+
+  const inspect: Engine["inspect"] = (key) => {
+    const invalid = LockOptions.checkKey(key)
+    return invalid === undefined ? store.inspect(key) : Effect.fail(invalid)
+  }
+
+  const list: Engine["list"] = (prefix) =>
+    Effect.flatMap(store.list(prefix), (keys) =>
+      Effect.map(
+        Effect.forEach(keys.toSorted(), (key) => store.inspect(key), { concurrency: 16 }),
+        (states) => states.filter(({ holders, waiters }) => holders.length > 0 || waiters.length > 0)
+      ))
+
+  return {
+    withLease: (target, use, options) => withTarget(target, (entered) => use(makeLease(entered)), options),
+    withTarget: (target, body, options) => withTarget(target, () => body, options),
+    withTargetIfAvailable,
+    withTargets,
+    acquire: (target, options) => acquire(target, options, true),
+    tryAcquire: (target, options) => ifAvailable(acquire(target, options, false)),
+    acquireAll,
+    open,
+    shrink,
+    inspect,
+    list,
+    listeners: client.listeners
+  }
+})
+
+// 128 random bits; not from Effect's `Random`, which two processes may have given the same seed.
+const randomId = Effect.sync(() => {
+  const { crypto } = globalThis as unknown as { readonly crypto: { readonly randomUUID: () => string } }
+  return crypto.randomUUID().replaceAll("-", "")
+})
+
+const ifAvailable = <A, R>(
+  effect: Effect.Effect<A, LockError, R>
+): Effect.Effect<Option.Option<A>, TryError, R> =>
+  Effect.asSome(withoutQueue(effect)).pipe(
+    Effect.catchTag(["LockTimeout", "LockDeadlock"], () => Effect.succeedNone)
+  )
+
+/** Who does not queue finds no queue full, */
+const withoutQueue = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  effect as Effect.Effect<A, Exclude<E, LockQueueFull>, R>
+
+/** and cannot wait for too long, nor for himself. */
+const withoutWaiting = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  effect as Effect.Effect<A, Exclude<E, LockTimeout | LockDeadlock | LockQueueFull>, R>
+
+const makeLease = ({ holding, parent, turn }: Entered): Lease => {
+  const region = turn === undefined ? undefined : parent
+  const over = region === undefined
+    ? Deferred.await(holding.over)
+    : Effect.raceAllFirst([
+      Deferred.await(holding.over),
+      Deferred.await(region.over),
+      Effect.andThen(Deferred.await(turn!.done), Effect.suspend(() => Effect.fail(regions.ended(region))))
+    ])
+  const loss = () =>
+    holding.check() ??
+      (holding.phase === "handedOff" ? holdings.handedOff(holding) : undefined) ??
+      (region !== undefined && (turn!.isDone || !region.open) ? regions.ended(region) : undefined)
+  const check = holdings.failIf(loss)
+  return {
+    key: holding.key,
+    holderId: holding.holderId,
+    token: holding.token,
+    deadline: Clock.clockWith((clock) =>
+      Effect.sync(() => DateTime.makeUnsafe(clock.currentTimeMillisUnsafe() + holding.timeLeft()))
+    ),
+    isValid: Effect.sync(() => loss() === undefined),
+    lost: over,
+    protect: (effect) => holdings.protect(over, check, effect),
+    check,
+    extend: (ttl) =>
+      Effect.flatMap(
+        LockOptions.resolveTtl(ttl),
+        (millis) => holdings.protect(over, check, holdings.extend(holding, millis))
+      ),
+    revocation: holdings.protect(over, check, holdings.revocation(holding)),
+    heartbeat: Effect.suspend(() => {
+      holding.progressAt = nowUnsafe(holding.clock)
+      return check
+    }),
+    handOff: Effect.andThen(check, holdings.handOff(holding))
+  }
+}
+
+/** Ends every lock of a closing layer: waiters and guarded work end by themselves, the rest is released for them. */
+const closeAll = (client: holdings.Client, timeout: number): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    client.closed = true
+    const open = Array.from(client.holdings.values())
+    for (const holding of open) {
+      holding.ended = Deferred.makeUnsafe()
+      holding.lose("Closed")
+    }
+    return Effect.forEach(open, (holding) => Deferred.await(holding.ended!), {
+      concurrency: "unbounded",
+      discard: true
+    })
+      .pipe(
+        Effect.timeoutOption(timeout),
+        Effect.andThen(
+          Effect.suspend(() =>
+            Effect.forEach(Array.from(client.holdings.values()), holdings.end, {
+              concurrency: "unbounded",
+              discard: true
+            })
+          )
+        )
+      )
+  })
+
+/** The span of waiting for a lock names who was in the way. */
+const traceAcquire = <E>(holding: holdings.Holding, acquiring: Effect.Effect<unknown, E>): Effect.Effect<void, E> =>
+  Effect.useSpan(
+    "Lock.acquire",
+    { attributes: attributes(holding) },
+    (span) =>
+      Effect.onExit(Effect.provideService(acquiring, Tracer.ParentSpan, span), (exit) => {
+        const outcome = outcomeOf(exit)
+        const waited = holding.waitedFor()
+        span.attribute("lock.outcome", outcome)
+        span.attribute("lock.wait_ms", waited)
+        if (holding.token > 0) span.attribute("lock.token", holding.token)
+        if (holding.blockedBy !== undefined) span.attribute("lock.blocked_by", holding.blockedBy)
+        return Effect.withFiber(({ context }) => {
+          if (outcome === "granted") {
+            granted.updateUnsafe(1, context)
+            LockMetrics.wait.updateUnsafe(waited, context)
+          } else {
+            holding.outcome = outcome
+            events.emit(holding, "NotGranted")
+            Metric.withAttributes(LockMetrics.acquisitions, { outcome }).updateUnsafe(1, context)
+          }
+          return Effect.void
+        })
+      })
+  )
+
+const granted = Metric.withAttributes(LockMetrics.acquisitions, { outcome: "granted" })
+
+const traceHold = <A, E, R>(holding: holdings.Holding, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.useSpan(
+    "Lock.hold",
+    { attributes: { ...attributes(holding), "lock.token": holding.token } },
+    (span) => Effect.provideService(effect, Tracer.ParentSpan, span)
+  ) as Effect.Effect<A, E, R>
+
+const attributes = (holding: holdings.Holding) => ({
+  "lock.key": holding.key,
+  "lock.store": holding.client.store.name,
+  "lock.holder_id": holding.holderId
+})
+
+const outcomeOf = (exit: Exit.Exit<unknown, unknown>): string => {
+  if (Exit.isSuccess(exit)) return "granted"
+  const failure = Exit.findErrorOption(exit)
+  if (Option.isSome(failure) && Predicate.hasProperty(failure.value, "_tag")) return String(failure.value._tag)
+  return Exit.hasInterrupts(exit) ? "interrupted" : "died"
+}
