@@ -158,8 +158,7 @@ export class Contender {
   }
 }
 
-const describe = (answer: LockStore.Attempt): string =>
-  answer._tag === "Granted" ? `Granted(${answer.grant.token})` : `${answer._tag}(${JSON.stringify(answer.standing)})`
+const describe = (answer: LockStore.Attempt): string => `${answer._tag}(${JSON.stringify(answer)})`
 
 export const idsOf = (infos: ReadonlyArray<{ readonly holderId: string }>): ReadonlyArray<string> =>
   infos.map(({ holderId }) => holderId)

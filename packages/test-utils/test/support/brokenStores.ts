@@ -27,6 +27,8 @@ const mapGrants = (attempt: Attempt, change: (grant: LockStore.Grant) => LockSto
       case "Granted":
         return { _tag: "Granted", grant: change(answer.grant) }
       case "Refused":
+      case "QueueFull":
+      case "OtherLimit":
         return answer
       case "Queued": {
         const signal = Effect.map(
@@ -42,7 +44,7 @@ const mapStanding = (
   attempt: Attempt,
   change: (standing: LockStore.Standing) => LockStore.Standing
 ): Attempt =>
-  Effect.map(attempt, (answer) => answer._tag === "Granted" ? answer : { ...answer, standing: change(answer.standing) })
+  Effect.map(attempt, (answer) => "standing" in answer ? { ...answer, standing: change(answer.standing) } : answer)
 
 const mapHolders = <A extends { readonly holders: LockStore.Standing["holders"] }>(
   state: A,
