@@ -255,21 +255,31 @@ if mine then
   save()
   return { 1, int(mine.token) }
 end
-if used == 0 then declare(wanted) end
+if used == 0 and (declared or limit) ~= wanted then
+  -- What can never be granted declares nothing anew.
+  if permits > wanted then return { 3, int(wanted) } end
+  declare(wanted)
+end
 if (declared or limit) ~= wanted or permits > limit then
   forget(id)
   pump(inbox)
   save()
   return { 3, int(limit) }
 end
-if not waiting and used + permits <= limit then
+local fits, queued = used + permits <= limit, waiting and redis.call('ZSCORE', Q, id)
+-- Who would be the head of the queue has nobody to wait for.
+if waiting and fits and not queued then
+  local head = redis.call('ZRANGE', Q, 0, 0, 'WITHSCORES')
+  waiting = tonumber(head[2]) <= (place or time[1] * 1000000 + time[2] - headStart)
+end
+if not waiting and fits then
   local token = grant(id, permits, ttl, 'h', 0, client, meta, floor)
   save()
   return { 1, int(token) }
 end
 if not wait then return { 0, standing(id) } end
 local all = grants()
-if not redis.call('ZSCORE', Q, id) then
+if not queued then
   -- Who had a place already does not add to those who wait.
   if not place and maxWaiters >= 0 and redis.call('ZCARD', Q) >= maxWaiters then
     reap()
