@@ -526,7 +526,7 @@ layer(Subject, { excludeTestServices: true })("the memory store and the Redis sc
         (seed) => check({ seed }),
         { concurrency: 8, discard: true }
       )
-      : check({ replay }), 300_000)
+      : check({ replay }), Math.max(300_000, sequences * 300))
 
   it.effect("leave no key without an expiry, and none that expires before a lease in it", () =>
     Effect.gen(function*() {
