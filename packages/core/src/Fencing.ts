@@ -79,11 +79,11 @@ export interface Fence<E = never> {
  */
 export const resolve = (resource: string, token: Token): Effect.Effect<number, LockInvalid> => {
   const value = typeof token === "number" ? token : token.token
-  return typeof resource !== "string" || resource.length === 0 || resource.length > 1024
+  return resource.length === 0 || resource.length > 1024
     ? Effect.fail(
       new LockInvalid({
         input: "resource",
-        value: JSON.stringify(String(resource).slice(0, 40)),
+        value: JSON.stringify(resource.slice(0, 40)),
         fix: "name the resource with a string of 1 to 1024 characters"
       })
     )

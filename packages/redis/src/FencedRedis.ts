@@ -32,7 +32,7 @@ export interface Options {
    * token is accepted, so let it be longer than any process could be late.
    */
   readonly retention?: Duration.Input | undefined
-  /** How long the server may take to answer; 5 seconds by default. */
+  /** How long the server may take to answer; 2 seconds by default. */
   readonly commandTimeout?: Duration.Input | undefined
   /** What the names of the keys that hold tokens begin with; `"effect-lock"` by default. */
   readonly keyPrefix?: string | undefined
@@ -105,8 +105,8 @@ export const make = Effect.fnUntraced(function*(
   options?: Options
 ): Effect.fn.Return<FencedRedis, LockError.LockInvalid, Scope.Scope> {
   const settings = yield* resolve(() => ({
-    retention: millis("retention", options?.retention ?? "30 days", Number.MAX_SAFE_INTEGER / 1024),
-    commandTimeout: millis("commandTimeout", options?.commandTimeout ?? "5 seconds"),
+    retention: millis("retention", options?.retention ?? "30 days", maxRetention),
+    commandTimeout: millis("commandTimeout", options?.commandTimeout ?? "2 seconds"),
     prefix: keyPrefix(options?.keyPrefix)
   }))
   const client = yield* RedisClient.fromConnection(redis, settings.commandTimeout)
@@ -127,23 +127,22 @@ export const make = Effect.fnUntraced(function*(
         const keys = new Set([fence])
         const args: Array<string | number> = [value, settings.retention]
         for (const [name, ...rest] of commands) {
-          for (const key of new Command(name, rest).getKeys()) {
+          for (const key of new Command(name, rest).getKeys() as ReadonlyArray<string | undefined>) {
+            if (key === undefined) throw invalid("command", name, "give it its key")
             if (redis.isCluster && hashed(ownPrefix + key) !== hashed(ownPrefix + fence)) {
               throw invalid("key", key, `on a Cluster it must contain {${hashed(resource)}}, to be in the resource's slot`)
             }
-            keys.add(String(key))
+            keys.add(key)
           }
           if (rest.length > maxArguments) throw invalid("command", name, `give it at most ${maxArguments} arguments`)
-          const command = new Command(name, rest, { keyPrefix: ownPrefix })
-          args.push(rest.length + 1, name, ...command.args as Array<string | number>)
+          const { args: prefixed } = new Command(name, rest, { keyPrefix: ownPrefix })
+          args.push(prefixed.length + 1, name, ...prefixed as Array<string>)
         }
         return { args, keys: [...keys] }
       })
       const reply = yield* client.run(script, keys, args)
-      const [accepted, result] = reply as [1, ReadonlyArray<unknown>] | [0, string]
-      return accepted === 1
-        ? result
-        : yield* new Fencing.StaleToken({ resource, token: value, highest: Number(result) })
+      const [replies, highest] = reply as [ReadonlyArray<unknown>] | [null, string]
+      return replies ?? (yield* new Fencing.StaleToken({ resource, token: value, highest: Number(highest) }))
     })
 
   return { run, register: (resource, token) => Effect.asVoid(run(resource, token, [])) }
@@ -152,13 +151,16 @@ export const make = Effect.fnUntraced(function*(
 /** The part of a key that decides its slot. */
 const hashed = (key: string): string => /^[^{]*\{([^}]+)\}/.exec(key)?.[1] ?? key
 
+// Added to the time of day it must not overflow.
+const maxRetention = 2 ** 43
+
 // Lua cannot pass on more than some 8000.
 const maxArguments = 7000
 
 // A token that is no number breaks the script off at the comparison, before anything is written.
 const source = `
 local highest = redis.call('GET', KEYS[1])
-if highest and tonumber(highest) > tonumber(ARGV[1]) then return { 0, highest } end
+if highest and tonumber(highest) > tonumber(ARGV[1]) then return { false, highest } end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local replies = {}
 local i = 3
@@ -167,7 +169,7 @@ while i <= #ARGV do
   replies[#replies + 1] = redis.call(unpack(ARGV, i + 1, last))
   i = last + 1
 end
-return { 1, replies }
+return { replies }
 `
 
 const script = { name: "fenced", source, sha: createHash("sha1").update(source).digest("hex") }
