@@ -222,12 +222,14 @@ export interface SqlFence<E> extends Fence<E> {
  *
  * **Example** (Two statements, refused together)
  *
- * ```ts
- * const sql = yield* SqlClient.SqlClient
- * const fence = Fencing.makeSql(sql)
- * yield* fence.createTable
+ * ```ts import.meta.vitest
+ * import { Fencing, Lock } from "@effect-lock/core"
+ * import { Effect } from "effect"
+ * import { SqlClient } from "effect/sql"
  *
- * const transfer = Effect.gen(function*() {
+ * export const transfer = Effect.gen(function*() {
+ *   const sql = yield* SqlClient.SqlClient
+ *   const fence = Fencing.makeSql(sql)
  *   const lease = yield* Lock.acquire("accounts")
  *   yield* Effect.gen(function*() {
  *     yield* sql`UPDATE account SET balance = balance - 10 WHERE id = 7`
@@ -279,12 +281,19 @@ export const makeSql = <E>(sql: SqlClient<E>, options?: { readonly table?: strin
  *
  * **Example** (Register, read, then write)
  *
- * ```ts
- * const fenced = { resource: "account:7", token: lease }
- * const [account] = yield* Fencing.updateSql(sql, fenced, ({ accepts, set }) =>
- *   sql`UPDATE account SET ${set} WHERE id = 7 AND ${accepts} RETURNING balance`)
- * yield* Fencing.updateSql(sql, fenced, ({ accepts, set }) =>
- *   sql`UPDATE account SET balance = ${account.balance + 10}, ${set} WHERE id = 7 AND ${accepts} RETURNING id`)
+ * ```ts import.meta.vitest
+ * import { Fencing, Lock } from "@effect-lock/core"
+ * import { Effect } from "effect"
+ * import { SqlClient } from "effect/sql"
+ *
+ * export const deposit = Effect.gen(function*() {
+ *   const sql = yield* SqlClient.SqlClient
+ *   const fenced = { resource: "account:7", token: yield* Lock.acquire("account:7") }
+ *   const [account] = yield* Fencing.updateSql(sql, fenced, ({ accepts, set }) =>
+ *     sql<{ balance: number }>`UPDATE account SET ${set} WHERE id = 7 AND ${accepts} RETURNING balance`)
+ *   yield* Fencing.updateSql(sql, fenced, ({ accepts, set }) =>
+ *     sql`UPDATE account SET balance = ${account.balance + 10}, ${set} WHERE id = 7 AND ${accepts} RETURNING id`)
+ * }).pipe(Effect.scoped)
  * ```
  *
  * @category combinators

@@ -88,13 +88,18 @@ export type FencedError = Fencing.StaleToken | LockError.LockInvalid | LockError
  *
  * **Example** (Register and read, then write)
  *
- * ```ts
- * const program = Effect.gen(function*() {
+ * ```ts import.meta.vitest
+ * import { Lock } from "@effect-lock/core"
+ * import { FencedRedis } from "@effect-lock/redis"
+ * import { Effect } from "effect"
+ * import type { Redis } from "ioredis"
+ *
+ * export const deposit = Effect.fn("deposit")(function*(redis: Redis) {
  *   const fenced = yield* FencedRedis.make(redis)
  *   const lease = yield* Lock.acquire("account:7")
  *   const [balance] = yield* fenced.run("account:7", lease, [["GET", "{account:7}:balance"]])
  *   yield* fenced.run("account:7", lease, [["SET", "{account:7}:balance", Number(balance) + 10]])
- * }).pipe(Effect.scoped)
+ * }, Effect.scoped)
  * ```
  *
  * @category constructors
@@ -130,7 +135,11 @@ export const make = Effect.fnUntraced(function*(
           for (const key of new Command(name, rest).getKeys() as ReadonlyArray<string | undefined>) {
             if (key === undefined) throw invalid("command", name, "give it its key")
             if (redis.isCluster && hashed(ownPrefix + key) !== hashed(ownPrefix + fence)) {
-              throw invalid("key", key, `on a Cluster it must contain {${hashed(resource)}}, to be in the resource's slot`)
+              throw invalid(
+                "key",
+                key,
+                `on a Cluster it must contain {${hashed(resource)}}, to be in the resource's slot`
+              )
             }
             keys.add(key)
           }
