@@ -148,6 +148,7 @@ describe("a fence in SQL", () => {
       )
       assert.deepStrictEqual(yield* sql`SELECT balance FROM account`, [{ balance: 100 }])
       yield* fence.register("a", 1)
+      assert.deepStrictEqual(yield* sql`SELECT * FROM "my fences"`, [{ resource: "a", token: 1 }])
     }))
 
   it.effect("holds off everybody else until the transaction ends, and refuses them by what it committed", () =>

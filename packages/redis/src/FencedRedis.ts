@@ -71,8 +71,8 @@ export interface FencedRedis {
 export type FencedError = Fencing.StaleToken | LockError.LockInvalid | LockError.LockStoreError
 
 /**
- * Uses an ioredis client of the application, which stays open. Token and data are one script's work, so nobody comes in
- * between.
+ * Uses an ioredis client of the application, which stays open when the scope closes. Token and data are one script's work, so
+ * nobody comes in between.
  *
  * **Details**
  *
