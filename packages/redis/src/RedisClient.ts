@@ -44,6 +44,11 @@ export interface RedisClient {
     ...args: ReadonlyArray<string | number>
   ) => Effect.Effect<unknown, LockError.LockStoreError>
   /**
+   * The names of all keys that match, each once; on a Cluster those of all masters. A prefix that the client itself puts
+   * before its keys comes before the pattern, and is not part of the names.
+   */
+  readonly scan: (pattern: string) => Effect.Effect<ReadonlyArray<string>, LockError.LockStoreError>
+  /**
    * Listens to a channel until the scope closes; returns when the server has confirmed the subscription. `onReconnect` is
    * called when messages may have been missed.
    */
@@ -53,6 +58,13 @@ export interface RedisClient {
     onReconnect: () => void
   ) => Effect.Effect<void, LockError.LockStoreError, Scope.Scope>
 }
+
+/**
+ * The pattern that matches exactly this text.
+ *
+ * @internal
+ */
+export const escapeGlob = (text: string): string => text.replace(/[*?[\]\\]/g, "\\$&")
 
 /**
  * A client with connections of its own, closed with the scope. Fails with `Unavailable` when the server cannot be reached
@@ -330,13 +342,13 @@ const makeFrom = Effect.fnUntraced(function*(
     error.reason === "Unavailable" && (failsOver || isReplyError(error.cause))
 
   /** Asks until there is another answer, or the time is over that one command has. */
-  const again = (
-    once: Effect.Effect<unknown, LockError.LockStoreError>,
+  const again = <A>(
+    once: Effect.Effect<A, LockError.LockStoreError>,
     first: LockError.LockStoreError,
     until: number
-  ): Effect.Effect<unknown, LockError.LockStoreError> => {
+  ): Effect.Effect<A, LockError.LockStoreError> => {
     let last = first
-    const next: Effect.Effect<unknown, LockError.LockStoreError> = Effect.suspend(() => {
+    const next: Effect.Effect<A, LockError.LockStoreError> = Effect.suspend(() => {
       // The server of this connection is not the master any more.
       if (last.detail !== undefined && demoted.test(last.detail) && ownRedis?.status === "ready") {
         ownRedis.disconnect(true)
@@ -356,6 +368,36 @@ const makeFrom = Effect.fnUntraced(function*(
 
   const command: RedisClient["command"] = (name, ...args) =>
     Effect.suspend(() => bounded(name, () => commander.call(name, ...args)))
+
+  const scan: RedisClient["scan"] = (pattern) =>
+    Effect.suspend(() => {
+      const own = redis.options.keyPrefix ?? ""
+      const match = escapeGlob(own) + pattern
+      const startedAt = now()
+      const once = Effect.suspend(() => {
+        const nodes = isCluster(redis) ? redis.nodes("master") : [redis]
+        return nodes.length > 0
+          ? Effect.forEach(nodes, (node) => scanNode(node as unknown as Commander, match), { concurrency: "unbounded" })
+          : Effect.fail(failure("SCAN", new Error("no node is known"), owned?.lastError, transient))
+      })
+      return Effect.map(
+        Effect.catchIf(once, isWorthAnother, (error) => again(once, error, startedAt + commandTimeout)),
+        // While a slot moves both nodes may have its keys, and one node may tell of a key twice.
+        (found) => Array.from(new Set(found.flat()), (name) => name.slice(own.length))
+      )
+    })
+
+  const scanNode = Effect.fnUntraced(function*(node: Commander, match: string) {
+    const found: Array<string> = []
+    let cursor = "0"
+    do {
+      const reply = yield* bounded("SCAN", () => node.call("SCAN", cursor, "MATCH", match, "COUNT", 1000))
+      const [next, names] = reply as readonly [string, ReadonlyArray<string>]
+      for (const name of names) found.push(name)
+      cursor = next
+    } while (cursor !== "0")
+    return found
+  })
 
   const subscriberOptions = {
     ...reliable(commandTimeout),
@@ -459,7 +501,7 @@ const makeFrom = Effect.fnUntraced(function*(
       )
     })
 
-  return { run, command, subscribe: isCluster(redis) ? subscribeToCluster(redis) : subscribeToServer }
+  return { run, command, scan, subscribe: isCluster(redis) ? subscribeToCluster(redis) : subscribeToServer }
 })
 
 const isCluster = (redis: Redis | Cluster): redis is Cluster => redis.isCluster

@@ -170,6 +170,7 @@ describe("quorum: locks", { concurrent: true }, () => {
               if (script.name === "release") return Effect.never
               return blocked.has(name) ? Effect.never : client.run(script, keys, args)
             },
+            list: () => Effect.succeed([]),
             trouble: undefined,
             recovered: Effect.void,
             suspect: () => {}
