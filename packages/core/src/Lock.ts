@@ -52,6 +52,7 @@ import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
+import { Arrears } from "./internal/arrears.ts"
 import * as holdings from "./internal/holding.ts"
 import { elapsedUnsafe, nowUnsafe } from "./internal/instant.ts"
 import * as regions from "./internal/region.ts"
@@ -415,12 +416,14 @@ const make = Effect.fnUntraced(function*(
     // Closed after everything that is forked into it has been waited for.
     scope: Scope.forkUnsafe(yield* Scope.Scope),
     nursery: new holdings.Nursery(),
+    arrears: new Arrears(),
     sequence: 0,
     closed: false,
     floor: 0
   }
   // Watches until everything has been closed.
   yield* Effect.forkScoped(client.nursery.watch)
+  yield* Effect.forkScoped(client.arrears.settle)
   yield* Effect.addFinalizer(() => closeAll(client, base.releaseTimeout))
   const scopedHolds = new Map<string, Set<ScopedHold>>()
   const regionId = (key: string) => `${client.id}/${key}`
