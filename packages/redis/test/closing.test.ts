@@ -18,7 +18,10 @@ describe("closing a layer with 50 held leases and 50 waiters", () => {
         const server = yield* RedisServer.make()
         const proxy = yield* FaultProxy.make(server)
         // Nothing but the end is sent meanwhile.
-        const options = { store: { heartbeat: "20 seconds", commandTimeout: "20 seconds" }, lock: { ttl: "10 minutes" } } as const
+        const options = {
+          store: { heartbeat: "20 seconds", commandTimeout: "20 seconds" },
+          lock: { ttl: "10 minutes" }
+        } as const
         const client = yield* connect(proxy, options)
         const other = yield* connect(server, options)
         const occupied = own ? keys : keys.map((key) => `${key} of others`)
@@ -36,7 +39,10 @@ describe("closing a layer with 50 held leases and 50 waiters", () => {
         yield* until(Effect.map(commands(monitor), ({ length }) => length >= 100), "all of it has been sent")
         yield* proxy.heal
         yield* Fiber.join(closing)
-        assert.deepStrictEqual((yield* commands(monitor)).toSorted(), [...times(50, "abandon"), ...times(50, "release")])
+        assert.deepStrictEqual((yield* commands(monitor)).toSorted(), [
+          ...times(50, "abandon"),
+          ...times(50, "release")
+        ])
         for (const { exit } of holders) assert.include(String(yield* exit), "LockLost")
         for (const { exit, isInside } of waiters) {
           assert.include(String(yield* exit), "LockClosed")

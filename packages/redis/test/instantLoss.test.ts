@@ -1,4 +1,4 @@
-import { LeaseTicket } from "@effect-lock/core"
+import type { LeaseTicket } from "@effect-lock/core"
 import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Exit, Option, type Scope } from "effect"
@@ -16,8 +16,8 @@ const bound = 5000
 const isTracking = (server: RedisServer.Server) =>
   Effect.map(server.clients, (clients) => {
     const named = (name: string) => clients.filter((client) => client.get("name") === name)
-    const subscribers = named("effect-lock-subscriber").map((client) => client.get("id"))
-    return named("effect-lock").some((client) => subscribers.includes(client.get("redir")))
+    const subscribers = new Set(named("effect-lock-subscriber").map((client) => client.get("id")))
+    return named("effect-lock").some((client) => subscribers.has(client.get("redir")))
   })
 
 /** For how many keys the server has somebody to tell. */
@@ -240,7 +240,8 @@ describe("without tracking", () => {
       connect: (server) =>
         Effect.flatMap(
           Tap.make(server, {
-            reply: (chunk) => chunk.replace(`redis_version:${server.version}`, `redis_version:5${server.version.slice(1)}`)
+            reply: (chunk) =>
+              chunk.replace(`redis_version:${server.version}`, `redis_version:5${server.version.slice(1)}`)
           }),
           (tap) => connect(tap)
         )
@@ -248,7 +249,10 @@ describe("without tracking", () => {
     {
       name: "where INFO is denied, so that the version is not known",
       connect: (server) =>
-        Effect.flatMap(userWith(server, "-info"), (url) => connect({ url }, { store: { options: { enableReadyCheck: false } } }))
+        Effect.flatMap(
+          userWith(server, "-info"),
+          (url) => connect({ url }, { store: { options: { enableReadyCheck: false } } })
+        )
     },
     {
       name: "for a user who may not listen to the server's channel",
@@ -317,7 +321,10 @@ describe("cost of instant loss", () => {
       const [one, two, busy] = clients as [Client, Client, Client]
       for (const { store } of [one, two]) {
         yield* store.onLoss((loss) => doubts.push(loss))
-        yield* store.attempt({ ...request, holderId: `holder ${clients.findIndex((client) => client.store === store)}` })
+        yield* store.attempt({
+          ...request,
+          holderId: `holder ${clients.findIndex((client) => client.store === store)}`
+        })
       }
       yield* untilTracked(server, 1)
       const monitor = yield* server.monitor

@@ -94,7 +94,9 @@ describe("servers of version 5", () => {
       yield* a.store.inspect("k")
       const lost = yield* Deferred.make<void>()
       const holding = yield* Effect.forkChild(
-        Effect.exit(a.lock.withLock(Effect.andThen(Deferred.succeed(lost, undefined), Effect.never), "k", { renewEvery: 20 }))
+        Effect.exit(
+          a.lock.withLock(Effect.andThen(Deferred.succeed(lost, undefined), Effect.never), "k", { renewEvery: 20 })
+        )
       )
       yield* Deferred.await(lost)
       const queuedOne = yield* hold(b, "k")

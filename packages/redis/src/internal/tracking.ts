@@ -76,7 +76,9 @@ export const make = Effect.fnUntraced(function*(
       if (asked.length === 0) return Effect.void
       return redis.commandTracked("hmget", entry.hash, ...asked.map((id) => `h:${id}`)).pipe(
         Effect.map((reply) => {
-          const missing = asked.filter((id, i) => (reply as ReadonlyArray<unknown>)[i] === null && entry.holderIds.has(id))
+          const missing = asked.filter((id, i) =>
+            (reply as ReadonlyArray<unknown>)[i] === null && entry.holderIds.has(id)
+          )
           for (const id of missing) forget(entry, id)
           if (missing.length > 0) tell({ _tag: "InDoubt", key: entry.key })
         }),
