@@ -7,6 +7,7 @@ import { RedisLockStore } from "../src/index.ts"
 import { build, type Client, connect, hold, keysOf, queued, until } from "./support/client.ts"
 import { looks, quietly } from "./support/observe.ts"
 import * as Tap from "./support/Tap.ts"
+import { connectSentinel, replicated } from "./support/topology.ts"
 
 /** The first renewal is due after 20 seconds: whoever learns of a loss well before that was told. */
 const ttl = "1 minute"
@@ -201,6 +202,20 @@ describe("instant loss over a reconnect", () => {
         yield* assertLostSoon(holder, Effect.andThen(kill(server, name), server.command("DEL", hash)))
       }).pipe(quietly))
   }
+
+  it.live("after a failover it is the new master that tells", () =>
+    Effect.gen(function*() {
+      const sentinel = yield* RedisServer.makeSentinel()
+      const client = yield* connectSentinel(sentinel)
+      const before = yield* sentinel.master
+      const holder = yield* holdWatched(before, client)
+      yield* replicated(before)
+      const master = yield* sentinel.failover
+      assert.notStrictEqual(master.port, before.port)
+      yield* until(isTracking(master), "tracking is on again")
+      yield* untilTracked(master, 1)
+      yield* assertLostSoon(holder, master.command("DEL", hash))
+    }).pipe(quietly))
 
   it.live("a server that comes back without its memory is noticed as soon as it is back", () =>
     Effect.gen(function*() {

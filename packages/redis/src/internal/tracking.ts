@@ -27,7 +27,8 @@ export interface Tracking extends Tracker {
 /** A key with leases held here. */
 interface Watched {
   readonly key: string
-  readonly hash: string
+  /** Its name on the server, once it was read. */
+  hash: string | undefined
   readonly holderIds: Set<string>
   readAt: number
 }
@@ -43,6 +44,8 @@ export const make = Effect.fnUntraced(function*(
   clock: Clock.Clock
 ): Effect.fn.Return<Tracking, never, Scope.Scope> {
   const watched = new Map<string, Watched>()
+  /** Those that have been read, by their names on the server. */
+  const byHash = new Map<string, Watched>()
   /** What is to be read when, the earliest first: all of them one interval after they were put here. */
   const due = new Map<Watched, number>()
   const alarm = Latch.makeUnsafe(false)
@@ -65,8 +68,9 @@ export const make = Effect.fnUntraced(function*(
 
   const forget = (entry: Watched, holderId: string): void => {
     if (!entry.holderIds.delete(holderId) || entry.holderIds.size > 0) return
-    watched.delete(entry.hash)
+    watched.delete(entry.key)
     due.delete(entry)
+    if (entry.hash !== undefined) byHash.delete(entry.hash)
   }
 
   const read = (entry: Watched): Effect.Effect<void> =>
@@ -74,7 +78,9 @@ export const make = Effect.fnUntraced(function*(
       entry.readAt = now()
       const asked = Array.from(entry.holderIds)
       if (asked.length === 0) return Effect.void
-      return redis.commandTracked("hmget", entry.hash, ...asked.map((id) => `h:${id}`)).pipe(
+      const hash = entry.hash ??= hashOf(entry.key)
+      byHash.set(hash, entry)
+      return redis.commandTracked("hmget", hash, ...asked.map((id) => `h:${id}`)).pipe(
         Effect.map((reply) => {
           const missing = asked.filter((id, i) =>
             (reply as ReadonlyArray<unknown>)[i] === null && entry.holderIds.has(id)
@@ -85,7 +91,7 @@ export const make = Effect.fnUntraced(function*(
         Effect.catch((error) =>
           Effect.sync(() => {
             // A lost connection is followed by `onStart`; and what is refused now will be refused again.
-            if (error.reason === "Timeout" && watched.get(entry.hash) === entry) readLater(entry)
+            if (error.reason === "Timeout" && watched.get(entry.key) === entry) readLater(entry)
           })
         )
       )
@@ -108,16 +114,15 @@ export const make = Effect.fnUntraced(function*(
         isAsleep = true
         yield* alarm.await
         isAsleep = false
-      } else yield* Effect.sleep(next - moment)
+      } else yield* Effect.sleep(Math.ceil(next - moment))
     }
   }).pipe(Effect.forkScoped)
 
   const watch = (key: string, holderId: string): void => {
-    const hash = hashOf(key)
-    let entry = watched.get(hash)
+    let entry = watched.get(key)
     if (entry === undefined) {
-      entry = { key, hash, holderIds: new Set(), readAt: -Infinity }
-      watched.set(hash, entry)
+      entry = { key, hash: undefined, holderIds: new Set(), readAt: -Infinity }
+      watched.set(key, entry)
     }
     entry.holderIds.add(holderId)
     readLater(entry)
@@ -125,12 +130,12 @@ export const make = Effect.fnUntraced(function*(
 
   /** Our own writes, which nobody tells us of, make the server forget that the key was read. */
   const touch = (key: string): void => {
-    const entry = watched.get(hashOf(key))
+    const entry = watched.get(key)
     if (entry !== undefined) readLater(entry)
   }
 
   const unwatch = (key: string, holderId: string): void => {
-    const entry = watched.get(hashOf(key))
+    const entry = watched.get(key)
     if (entry === undefined) return
     forget(entry, holderId)
     if (entry.holderIds.size > 0) readLater(entry)
@@ -154,7 +159,7 @@ export const make = Effect.fnUntraced(function*(
       for (const entry of watched.values()) readSoon(entry)
     },
     onChange: (hash) => {
-      const changed = hash === undefined ? watched.values() : [watched.get(hash)]
+      const changed = hash === undefined ? watched.values() : [byHash.get(hash)]
       for (const entry of changed) if (entry !== undefined) readSoon(entry)
     },
     observe: (store) => ({
