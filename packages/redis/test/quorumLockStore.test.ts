@@ -7,7 +7,7 @@ import { QuorumLockStore, RedisClient } from "../src/index.ts"
 import * as ballots from "../src/internal/quorumBallot.ts"
 import * as scripts from "../src/internal/quorumScripts.ts"
 import { build, hold, until } from "./support/client.ts"
-import { quietly, withFiberCount, withLog } from "./support/observe.ts"
+import { quietly, withLog } from "./support/observe.ts"
 import * as quorum from "./support/quorum.ts"
 
 const timeout = 60_000
@@ -777,51 +777,6 @@ describe("quorum: hand-off and take-over", { concurrent: true }, () => {
       const { holders } = yield* clients[0]!.store.inspect("k")
       assert.deepStrictEqual(holders.map(({ token }) => token), [Math.max(...tokens)])
     })
-  )
-})
-
-describe("quorum: leaks", () => {
-  it.live(
-    "fibers, connections and keys return to their start after many cycles with random interruption",
-    () =>
-      quietly(withFiberCount((fibers) =>
-        Effect.scoped(Effect.gen(function*() {
-          const { connect, places } = yield* quorum.start(3)
-          const [one, other] = [yield* connect(), yield* connect()]
-          yield* one.lock.withLock(Effect.void, "warm")
-          yield* Effect.sleep(500)
-          const before = yield* fibers.count
-          const connections = (yield* places[0]!.server.clients).length
-          yield* Effect.forEach(
-            Array.from({ length: 2000 }, (_, i) => i),
-            (i) =>
-              Effect.gen(function*() {
-                const { lock } = i % 2 === 0 ? one : other
-                const fiber = yield* Effect.forkChild(
-                  lock.withLock(Effect.yieldNow, `k${i % 7}`, { waitTimeout: i % 5 === 0 ? 20 : "10 seconds" })
-                )
-                if (i % 3 === 0) {
-                  yield* Effect.sleep((yield* Random.next) * 20)
-                  yield* Fiber.interrupt(fiber)
-                } else yield* Fiber.await(fiber)
-              }),
-            { concurrency: 16, discard: true }
-          )
-          for (let i = 0; i < 7; i++) yield* quorum.untilTakenBack(places, `k${i}`)
-          yield* until(Effect.map(fibers.count, (count) => count === before), "no fiber is left")
-          assert.strictEqual((yield* places[0]!.server.clients).length, connections)
-          for (const { server } of places) {
-            for (const key of yield* server.keys("*")) {
-              assert.isAbove((yield* server.command("PTTL", key)) as number, 0, `expiry of ${key}`)
-              if (key.includes(":quorum:")) {
-                const fields = (yield* server.command("HKEYS", key)) as Array<string>
-                assert.deepStrictEqual(fields.filter((field) => field !== "c" && field !== "w"), [])
-              }
-            }
-          }
-        }))
-      )),
-    timeout
   )
 })
 
