@@ -46,7 +46,7 @@ const settle = (begun: Deferred.Deferred<void>) =>
     const lease = yield* Lock.acquire("demo:settle")
     yield* Console.log(`settling, with token ${lease.token}`)
     yield* Deferred.succeed(begun, undefined)
-    yield* Effect.never.pipe(Effect.onInterrupt(() => Console.log("settling is interrupted")), lease.protect)
+    return yield* Effect.never.pipe(Effect.onInterrupt(() => Console.log("settling is interrupted")), lease.protect)
   }))
 
 const program = Effect.fn("program")(function*([first, second]: ReadonlyArray<Voter>) {

@@ -175,7 +175,7 @@ const census = ({ emitters, masters, servers }: Topology, fibers: Fibers) =>
         fibers: yield* fibers.count,
         files: yield* openFiles,
         handles: others,
-        connections: (yield* connectionsTo(servers)).toSorted(),
+        connections: (yield* connectionsTo(servers)).map(String).toSorted(),
         listeners: [process, ...emitters].map(listenersOf),
         keys: found
       }

@@ -1,7 +1,7 @@
 import type { LeaseTicket, Lock, LockError, LockStore } from "@effect-lock/core"
 import { FaultProxy, LockHistory, RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
-import { type Duration, Effect, Exit, Fiber, Layer, Option, Random, Schedule, type Scope } from "effect"
+import { Deferred, type Duration, Effect, Exit, Fiber, Layer, Option, Random, Schedule, type Scope } from "effect"
 import { Redis } from "ioredis"
 import { QuorumLockStore, RedisClient } from "../src/index.ts"
 import * as ballots from "../src/internal/quorumBallot.ts"
@@ -227,6 +227,70 @@ describe("quorum: locks", { concurrent: true }, () => {
       const won = yield* ballots.cast(electorate, wish)
       assert.strictEqual(won._tag, "Won")
     })
+  )
+
+  test(
+    "asks all voters at once, in random order, and answers at the decision, without waiting for a slow one",
+    Effect.gen(function*() {
+      const { places } = yield* quorum.start(3)
+      const asked: Array<string> = []
+      const over = yield* Deferred.make<void>()
+      const voters = yield* Effect.forEach(
+        places,
+        ({ name, server }) =>
+          Effect.map(RedisClient.make(server.url, {}, 5000), (client): ballots.Voter => ({
+            name,
+            keyOf: (key) => key,
+            mark: undefined,
+            run: (script, keys, args) =>
+              Effect.suspend(() => {
+                if (script.name === "acquire") asked.push(name)
+                const answer = client.run(script, keys, args)
+                return name === "c" ? Effect.andThen(Deferred.await(over), answer) : answer
+              }),
+            trouble: undefined,
+            recovered: Effect.void,
+            suspect: () => {}
+          }))
+      )
+      const electorates = yield* Effect.forEach(["one", "other"], (clientId) =>
+        ballots.makeElectorate({
+          clientId,
+          voters,
+          settings: {
+            voterTimeout: 30_000,
+            driftFactor: 0.01,
+            maxTtl: 60_000,
+            retention: 65_000,
+            quarantine: 0,
+            fresh: true,
+            inbox: ""
+          }
+        }))
+      const firsts = new Set<string>()
+      for (let i = 0; i < 60; i++) {
+        for (const [n, electorate] of electorates.entries()) {
+          asked.length = 0
+          const verdict = yield* ballots.cast(electorate, {
+            key: `k${i}`,
+            holderId: electorate.clientId,
+            ttl: 60_000,
+            floor: 0,
+            metadata: "{}",
+            listenFor: 0,
+            since: 0,
+            mode: "ask",
+            ticket: undefined
+          })
+          assert.strictEqual(verdict._tag, n === 0 ? "Won" : "Lost")
+          assert.isUndefined(verdict.ballot.votes.get(voters[2]!))
+          assert.deepStrictEqual(asked.toSorted(), ["a", "b", "c"])
+          firsts.add(asked[0]!)
+        }
+      }
+      assert.strictEqual(firsts.size, 3)
+      yield* Deferred.succeed(over, undefined)
+    }).pipe(Effect.timeout("20 seconds"))
   )
 
   test(
