@@ -115,18 +115,21 @@ const churn = (clients: ReadonlyArray<Client>, total: number, fibers: number) =>
         counts.entered++
         const turns = Math.floor(next() * 4)
         for (let i = 0; i < turns; i++) yield* Effect.yieldNow
+        // Some for long enough to be renewed.
+        if (next() < 0.02) yield* Effect.sleep(10)
         if (next() < 0.1) return yield* Effect.fail("failed")
       })
       const kind = next()
+      const options = { ttl: 5000, renewEvery: 3 }
       const locked: Effect.Effect<unknown, unknown> = kind < 0.4
-        ? lock.withLock(work, key, { waitTimeout: "1 minute" })
+        ? lock.withLock(work, key, { ...options, waitTimeout: "1 minute" })
         : kind < 0.65
-        ? lock.withLock(work, key, { waitTimeout: Math.floor(next() * 5) })
+        ? lock.withLock(work, key, { ...options, waitTimeout: Math.floor(next() * 5) })
         : kind < 0.85
-        ? Effect.scoped(Effect.flatMap(lock.acquire(key), (lease) => lease.protect(work)))
+        ? Effect.scoped(Effect.flatMap(lock.acquire(key, options), (lease) => lease.protect(work)))
         : kind < 0.99
-        ? lock.withLockIfAvailable(work, key)
-        : Effect.scoped(Effect.flatMap(lock.takeover(key), (lease) => lease.protect(work)))
+        ? lock.withLockIfAvailable(work, key, options)
+        : Effect.scoped(Effect.flatMap(lock.takeover(key, options), (lease) => lease.protect(work)))
       return next() < 0.4 ?
         locked :
         Effect.tapError(Effect.timeout(locked, next() * 8), () => Effect.sync(() => counts.interrupted++))
