@@ -251,6 +251,7 @@ describe("quorum: locks", { concurrent: true }, () => {
                 const answer = client.run(script, keys, args)
                 return name === "c" ? Effect.andThen(Deferred.await(over), answer) : answer
               }),
+            list: () => Effect.succeed([]),
             trouble: undefined,
             recovered: Effect.void,
             suspect: () => {}
