@@ -1,6 +1,11 @@
 /**
  * @since 0.1.0
  */
+export * as Fencing from "./Fencing.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as Lease from "./Lease.ts"
 
 /**

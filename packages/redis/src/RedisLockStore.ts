@@ -37,6 +37,7 @@ import * as Crypto from "node:crypto"
 import * as Os from "node:os"
 import { driftFactor, invalid, keyPrefix, millis, resolve as read } from "./internal/options.ts"
 import * as scripts from "./internal/scripts.ts"
+import * as Tracking from "./internal/tracking.ts"
 import * as WaitingRoom from "./internal/waitingRoom.ts"
 import * as RedisClient from "./RedisClient.ts"
 
@@ -60,6 +61,13 @@ export interface StoreOptions {
    * Whether grants are pushed over a subscriber connection. Without, waiters ask every `pollInterval`. Default true.
    */
   readonly push?: boolean | undefined
+  /**
+   * Whether a holder is told at once that its key was deleted by somebody else: by `DEL`, `FLUSHALL`, eviction. Otherwise its
+   * next renewal finds out. It costs one small read for a lease that is held for longer than 50 milliseconds, and one for
+   * each renewal. Default true, which means where the server can: from Redis 6 on, not on a Cluster, not over a borrowed
+   * client, not without `push`, and not if the user may not use `CLIENT TRACKING` or `SUBSCRIBE __redis__:invalidate`.
+   */
+  readonly tracking?: boolean | undefined
   /** How often a client asks for each key with waiters when `push` is off. Default 100 milliseconds. */
   readonly pollInterval?: Duration.Input | undefined
   /** How long waiters bear a server that does not answer before they fail. Default 30 seconds. */
@@ -200,6 +208,7 @@ interface Settings extends WaitingRoom.Settings {
   readonly keyPrefix: string
   readonly commandTimeout: number
   readonly push: boolean
+  readonly tracking: boolean
   readonly driftFactor: number
 }
 
@@ -247,13 +256,16 @@ const makeStore = Effect.fnUntraced(function*(
     for (const listener of listeners) listener(news)
   }
 
-  yield* checkServer(redis, keysOf("startup"), channels + clientId)
+  const version = yield* checkServer(redis, keysOf("startup"), channels + clientId)
   const room = yield* WaitingRoom.make(
     (key, sentAt, ids) =>
       redis.run(scripts.heartbeat, keysOf(key), [clientId, settings.liveness, stampOf(sentAt), channels, ...ids]),
     settings,
     clock
   )
+  const tracking = settings.tracking && version >= 6
+    ? yield* Tracking.make(redis, (key) => keysOf(key)[0]!, tell, clock)
+    : undefined
   if (settings.push) {
     yield* redis.subscribe(
       channels + clientId,
@@ -266,7 +278,8 @@ const makeStore = Effect.fnUntraced(function*(
         if (stamp === undefined) return
         room.granted(id!, { token: Number(token), ttl: Number(ttl), sentAt: instantOf(stamp) })
       },
-      room.look
+      room.look,
+      tracking
     )
   }
 
@@ -465,7 +478,7 @@ const makeStore = Effect.fnUntraced(function*(
     )
   }
 
-  return {
+  const store: LockStore.PermitStore["Service"] = {
     name: "redis",
     driftFactor: settings.driftFactor,
     identity,
@@ -483,6 +496,7 @@ const makeStore = Effect.fnUntraced(function*(
     inspect,
     list
   }
+  return tracking?.isOn() === true ? tracking.observe(store) : store
 })
 
 type HolderReply = readonly [
@@ -544,12 +558,12 @@ const headStart = (priority: number): number => Math.min(Math.round(priority * 1
 const refused = (operation: string, detail: string): LockError.LockStoreError =>
   new LockError.LockStoreError({ store: "redis", operation, reason: "Refused", detail })
 
-/** Finds out at start what would otherwise be found out under load. */
+/** Finds out at start what would otherwise be found out under load. Returns the server's major version, 5 if it is not known. */
 const checkServer = Effect.fnUntraced(function*(
   redis: RedisClient.RedisClient,
   keys: ReadonlyArray<string>,
   inbox: string
-): Effect.fn.Return<void, LockError.LockStoreError> {
+): Effect.fn.Return<number, LockError.LockStoreError> {
   yield* redis.run(scripts.inspect, keys, [])
   // A script that nobody has used yet costs one more round trip, and nobody may be left to make it.
   yield* Effect.ignore(
@@ -573,11 +587,12 @@ const checkServer = Effect.fnUntraced(function*(
       `Redis may evict locks under memory pressure: maxmemory-policy is ${policy}; set it to noeviction`
     ).pipe(Effect.annotateLogs({ module: "effect-lock" }))
   }
+  return version === undefined ? 5 : Number.parseInt(version, 10)
 })
 
 const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockInvalid> =>
   read(() => {
-    const { push = true } = options
+    const { push = true, tracking = true } = options
     const prefix = keyPrefix(options.keyPrefix)
     const drift = driftFactor(options.driftFactor)
     const heartbeat = millis("heartbeat", options.heartbeat ?? 2000, 20_000)
@@ -586,6 +601,7 @@ const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockI
       keyPrefix: prefix,
       driftFactor: drift,
       push,
+      tracking: tracking && push,
       commandTimeout: millis("commandTimeout", options.commandTimeout ?? 2000),
       interval: push ? heartbeat : Math.min(heartbeat, pollInterval),
       // An offer outlives two lost heartbeats, and a client three missed ones.
