@@ -455,6 +455,7 @@ if mine and isHeld(mine) then
   token = mine.token
 elseif aside and aside.mode == 't' and aside.token == ticketToken then
   remove(ticketId, aside.permits)
+  if mine then remove(id, mine.permits) end
   spend(ticketId, 'Adopted')
   token = grant(id, aside.permits, ttl, 'h', 0, client, meta, floor)
 end
