@@ -34,7 +34,9 @@ import type * as Scope from "effect/Scope"
 import type { Cluster, ClusterNode, ClusterOptions, Redis, RedisOptions } from "ioredis"
 import * as Crypto from "node:crypto"
 import * as Os from "node:os"
+import * as MemoryLoss from "./internal/memoryLoss.ts"
 import { driftFactor, invalid, keyPrefix, millis, resolve as read } from "./internal/options.ts"
+import * as Replication from "./internal/replication.ts"
 import * as scripts from "./internal/scripts.ts"
 import * as WaitingRoom from "./internal/waitingRoom.ts"
 import * as RedisClient from "./RedisClient.ts"
@@ -65,6 +67,60 @@ export interface StoreOptions {
   readonly outageTolerance?: Duration.Input | undefined
   /** By how much the server's clock may run faster than ours, as a part of a ttl. Default 0.01. */
   readonly driftFactor?: number | undefined
+  /**
+   * Whether a server that restarted, or a replica that was promoted, grants nothing new until every lease it may have
+   * forgotten has run out: for the longest ttl on record, at least `longestTtl`, and `slack`. Leases it knows of are renewed
+   * and released meanwhile, waiters are queued and enter afterwards, and who does not wait fails with `LockStoreError`
+   * (`Refused`, `limitName` `lockDelay`). `Lock.takeover` and `Lock.adopt` do not wait. Default true on a Cluster and under
+   * Sentinels, whose failover can lose the last writes, else false.
+   *
+   * **Gotchas**
+   *
+   * Needs `INFO` to be allowed in scripts; the layer fails with `Refused` where it is not. Every client of a server needs
+   * the same setting: who has it off grants during the delay, and hands over to waiters. A Cluster has to allow scripts
+   * keys of several slots of one node, as Redis and Valkey do.
+   */
+  readonly lockDelay?: boolean | undefined
+  /**
+   * Whether a server on which `lockDelay` has left no mark counts as new, so that nobody waits at first use. If false, it
+   * grants once it has been up for `longestTtl` and `slack`. Default true.
+   *
+   * **Gotchas**
+   *
+   * A server that lost all its memory looks new to a client that has not seen it before.
+   */
+  readonly assumeFresh?: boolean | undefined
+  /**
+   * The longest ttl that is in use, for what the record of the server misses: it may be lost together with the first lease
+   * that was longer. At most 24 days. Default 30 seconds, as that of `Lock`.
+   */
+  readonly longestTtl?: Duration.Input | undefined
+  /** By how much later than its successor a replaced server may still grant. Default 5 seconds. */
+  readonly slack?: Duration.Input | undefined
+  /**
+   * How many replicas have to confirm a grant or a renewal before it counts. One that too few confirm in time is taken back
+   * and fails with `LockStoreError` (`Timeout`, `limitName` `replicas.timeout`); a holder whose renewals too few confirm loses its
+   * lease at its deadline. Not on a Cluster. Default: none is waited for.
+   *
+   * **Gotchas**
+   *
+   * Only with as many `acks` as there are replicas, whichever is promoted has the lease. Costs another round trip, and one
+   * to the replicas, over a third connection.
+   */
+  readonly replicas?: Replicas | undefined
+}
+
+/**
+ * How many replicas have to confirm a grant, and in what time.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Replicas {
+  /** At least so many replicas, one or more. */
+  readonly acks: number
+  /** How long they are waited for. At most 20 seconds. Default 1 second. */
+  readonly timeout?: Duration.Input | undefined
 }
 
 /**
@@ -182,25 +238,26 @@ export const layerClient = (
 ): Layer.Layer<LockStore.LockStore, LockError.LockStoreError | LockError.LockInvalid> =>
   Layer.effect(
     LockStore.LockStore,
-    Effect.flatMap(resolve(options), (settings) =>
+    Effect.flatMap(resolve(options, client.isCluster), (settings) =>
       Effect.flatMap(
         RedisClient.fromConnection(client, settings.commandTimeout),
         (redis) => makeStore(redis, settings)
       ))
   )
 
-interface Settings extends WaitingRoom.Settings {
-  readonly keyPrefix: string
-  readonly commandTimeout: number
+interface Settings extends WaitingRoom.Settings, MemoryLoss.Settings {
   readonly push: boolean
   readonly driftFactor: number
+  /** Undefined: where a failover can lose a grant. */
+  readonly lockDelay: boolean | undefined
+  readonly replicas: Replication.Settings | undefined
 }
 
 const make = (
   options: Options
 ): Effect.Effect<LockStore.LockStore["Service"], LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> =>
   Effect.flatMap(
-    resolve(options),
+    resolve(options, options.cluster !== undefined),
     (settings) => Effect.flatMap(open(options, settings), (redis) => makeStore(redis, settings))
   )
 
@@ -221,9 +278,11 @@ const open = Effect.fnUntraced(function*(
 })
 
 const makeStore = Effect.fnUntraced(function*(
-  redis: RedisClient.RedisClient,
+  client: RedisClient.RedisClient,
   settings: Settings
 ): Effect.fn.Return<LockStore.LockStore["Service"], LockError.LockStoreError, Scope.Scope> {
+  const memoryLoss = settings.lockDelay ?? client.failsOver ? yield* MemoryLoss.make(client, settings) : undefined
+  const redis = memoryLoss?.client ?? client
   const clock = yield* Clock.clockWith(Effect.succeed)
   const clientId = Crypto.randomUUID().replaceAll("-", "")
   const channels = `${settings.keyPrefix}:inbox:`
@@ -241,6 +300,7 @@ const makeStore = Effect.fnUntraced(function*(
   }
 
   yield* checkServer(redis, keysOf("startup"), channels + clientId)
+  if (memoryLoss !== undefined) yield* memoryLoss.start
   const room = yield* WaitingRoom.make(
     (key, sentAt, ids) =>
       redis.run(scripts.heartbeat, keysOf(key), [clientId, settings.liveness, stampOf(sentAt), channels, ...ids]),
@@ -297,6 +357,17 @@ const makeStore = Effect.fnUntraced(function*(
       })
     })
 
+  // Whoever waits should be told once what for: an error of its own knows of no holder.
+  let noted = LockStore.nowUnsafe(clock)
+  let notedFor = 0
+  const noteWithheld = (left: number) =>
+    Effect.suspend(() => {
+      if (LockStore.elapsedUnsafe(noted, clock) < notedFor) return Effect.void
+      noted = now()
+      notedFor = left
+      return MemoryLoss.warnWithheld(left)
+    })
+
   const ask: LockStore.LockStore["Service"]["attempt"] = (request) =>
     Effect.suspend(() => {
       const sentAt = now()
@@ -332,17 +403,21 @@ const makeStore = Effect.fnUntraced(function*(
             }
             return Effect.succeed({ _tag: "Granted", grant })
           }
-          case 2:
-            return Effect.map(room.wait(waiter!, reply[1], Number(reply[3])), (signal) => ({
-              _tag: "Queued",
+          case 2: {
+            const queued = Effect.map(room.wait(waiter!, reply[1], Number(reply[3])), (signal) => ({
+              _tag: "Queued" as const,
               standing: standingOf(reply[2]),
               signal
             }))
+            return reply[4] === undefined ? queued : Effect.andThen(noteWithheld(Number(reply[4])), queued)
+          }
           case 3:
             room.leave(request.holderId)
             return Effect.fail(
               refused("attempt", `key "${request.key}" is in use with a limit of ${reply[1]}, not ${request.limit}`)
             )
+          case 4:
+            return Effect.andThen(noteWithheld(Number(reply[1])), Effect.fail(MemoryLoss.withheld(Number(reply[1]))))
         }
       })
     })
@@ -420,7 +495,7 @@ const makeStore = Effect.fnUntraced(function*(
       }
     })
 
-  return {
+  const store: LockStore.LockStore["Service"] = {
     name: "redis",
     driftFactor: settings.driftFactor,
     identity,
@@ -434,6 +509,16 @@ const makeStore = Effect.fnUntraced(function*(
     onLoss,
     inspect
   }
+  if (settings.replicas === undefined) return store
+  return yield* Replication.confirmed(
+    store,
+    client,
+    ({ holderId, key, token }, ttl) => {
+      const call = [scripts.renew, keysOf(key), [holderId, token, ttl, channels]] as const
+      return memoryLoss === undefined ? call : memoryLoss.guarded(...call)
+    },
+    settings.replicas
+  )
 })
 
 type HolderReply = readonly [
@@ -450,8 +535,9 @@ type StandingReply = readonly [position: number, queueLength: number, holders: R
 type AttemptReply =
   | readonly [0, standing: StandingReply]
   | readonly [1, token: string, ttl?: string]
-  | readonly [2, ticket: string, standing: StandingReply, next: string]
+  | readonly [2, ticket: string, standing: StandingReply, next: string, withheld?: string]
   | readonly [3, limit: string]
+  | readonly [4, withheld: string]
 
 type InspectReply = readonly [
   holders: ReadonlyArray<HolderReply>,
@@ -519,9 +605,10 @@ const checkServer = Effect.fnUntraced(function*(
   }
 })
 
-const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockInvalid> =>
+const resolve = (options: StoreOptions, isCluster: boolean): Effect.Effect<Settings, LockError.LockInvalid> =>
   read(() => {
     const { push = true } = options
+    const commandTimeout = millis("commandTimeout", options.commandTimeout ?? 2000)
     const prefix = keyPrefix(options.keyPrefix)
     const drift = driftFactor(options.driftFactor)
     const heartbeat = millis("heartbeat", options.heartbeat ?? 2000, 20_000)
@@ -530,11 +617,27 @@ const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockI
       keyPrefix: prefix,
       driftFactor: drift,
       push,
-      commandTimeout: millis("commandTimeout", options.commandTimeout ?? 2000),
+      commandTimeout,
       interval: push ? heartbeat : Math.min(heartbeat, pollInterval),
       // An offer outlives two lost heartbeats, and a client three missed ones.
       offer: 3 * heartbeat,
       liveness: 3 * heartbeat,
-      outageTolerance: millis("outageTolerance", options.outageTolerance ?? 30_000)
+      outageTolerance: millis("outageTolerance", options.outageTolerance ?? 30_000),
+      lockDelay: options.lockDelay,
+      assumeFresh: options.assumeFresh ?? true,
+      longestTtl: millis("longestTtl", options.longestTtl ?? 30_000),
+      slack: millis("slack", options.slack ?? 5000),
+      replicas: options.replicas === undefined ? undefined : replicasOf(options.replicas, commandTimeout, isCluster)
     }
   })
+
+const replicasOf = ({ acks, timeout }: Replicas, commandTimeout: number, isCluster: boolean): Replication.Settings => {
+  // Who serves a key may change between its grant and the question, node by node.
+  if (isCluster) {
+    throw invalid("replicas", `with ${acks} acks`, "a Cluster cannot confirm grants; leave it out, or use a quorum")
+  }
+  if (!(Number.isInteger(acks) && acks >= 1)) {
+    throw invalid("replicas.acks", acks, "must be a whole number, one or more")
+  }
+  return { acks, timeout: millis("replicas.timeout", timeout ?? 1000, 20_000), commandTimeout }
+}

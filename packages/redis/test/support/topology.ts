@@ -12,11 +12,18 @@ export interface ClientOptions {
   readonly lock?: LockOptions.LockOptions
 }
 
+/** Without lock delay, unless asked for: nobody should have to wait for what a failover may have lost. */
 export const connectCluster = (cluster: RedisServer.Cluster, options?: ClientOptions) =>
-  build(RedisLockStore.layer({ cluster: { nodes: cluster.addresses }, ...options?.store }), options?.lock)
+  build(
+    RedisLockStore.layer({ cluster: { nodes: cluster.addresses }, lockDelay: false, ...options?.store }),
+    options?.lock
+  )
 
 export const connectSentinel = ({ addresses, name }: RedisServer.Sentinel, options?: ClientOptions) =>
-  build(RedisLockStore.layer({ options: { sentinels: [...addresses], name }, ...options?.store }), options?.lock)
+  build(
+    RedisLockStore.layer({ options: { sentinels: [...addresses], name }, lockDelay: false, ...options?.store }),
+    options?.lock
+  )
 
 export interface Occupant {
   readonly entered: Effect.Effect<void>
