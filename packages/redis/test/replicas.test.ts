@@ -5,7 +5,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect, Exit, Fiber, Layer } from "effect"
 import { connect, leftovers, queued, until } from "./support/client.ts"
 import { nameOf, quietly } from "./support/observe.ts"
-import { connectionsTo, connectSentinel, occupy } from "./support/topology.ts"
+import { connectionsTo, connectSentinel, occupy, replicated } from "./support/topology.ts"
 
 const replicas = { acks: 1, timeout: "300 millis" } as const
 
@@ -18,15 +18,9 @@ const start = Effect.fnUntraced(function*(count = 1) {
     Array.from({ length: count }),
     () => RedisServer.make({ config: [`replicaof ${master.host} ${master.port}`] })
   )
-  yield* attached(master, count)
+  yield* replicated(master, count)
   return { master, replicas: all, replica: all[0]! }
 })
-
-const attached = (master: RedisServer.Server, count = 1) =>
-  until(
-    Effect.map(master.command("WAIT", count, 1000), (acks) => acks === count),
-    "the replicas have everything"
-  )
 
 const tooFew = (operation: string) =>
   ({ _tag: "LockStoreError", operation, reason: "Timeout", limitName: "replicas.timeout", limit: 300 }) as const
@@ -61,7 +55,7 @@ describe("replicas", () => {
       assert.include(error.message, "within replicas.timeout of 300 ms: 0 of 1 replicas confirmed it")
       assert.deepStrictEqual(yield* leftovers(master, "k"), [])
       yield* replica.resume
-      yield* attached(master)
+      yield* replicated(master)
       assert.strictEqual(yield* client.lock.withLock(Effect.succeed("inside"), "k"), "inside")
     }).pipe(quietly))
 
@@ -94,7 +88,7 @@ describe("replicas", () => {
       assert.isFalse(waiter.isInside())
       assert.deepStrictEqual(yield* leftovers(master, "k"), [])
       yield* replica.resume
-      yield* attached(master)
+      yield* replicated(master)
       const first = yield* occupy(client, "k")
       yield* first.entered
       const second = yield* occupy(client, "k", { ttl: "1 minute" })
@@ -155,7 +149,7 @@ describe("replicas", () => {
       assert.deepInclude(yield* Effect.flip(Effect.scoped(client.lock.adopt(ticket))), tooFew("adopt"))
       assert.deepInclude(yield* Effect.flip(Effect.scoped(client.lock.takeover("k"))), tooFew("takeover"))
       yield* replica.resume
-      yield* attached(master)
+      yield* replicated(master)
       assert.deepStrictEqual(yield* leftovers(master, "k"), [])
       yield* Effect.scoped(client.lock.takeover("k"))
     }).pipe(Effect.scoped, quietly))

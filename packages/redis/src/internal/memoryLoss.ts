@@ -66,7 +66,7 @@ local expected = tonumber(table.remove(ARGV))
 local slack = tonumber(table.remove(ARGV))
 local unmarked = table.remove(ARGV)
 local info = redis.call('INFO', 'server')
-local process = string.match(info, 'run_id:(%w+)')
+local process = string.match(info, '^(%w+)', select(2, string.find(info, 'run_id:', 1, true)) + 1)
 local mark = redis.pcall('GET', M)
 if type(mark) == 'table' then
   -- The client is mistaken about who serves that slot. Nothing has been written yet.
@@ -166,12 +166,18 @@ export const make = Effect.fnUntraced(function*(
     master,
     mark: `${settings.keyPrefix}:mark:{${tagOf(slot)}}`
   })
-  const placeOf = (hash: string): Place | undefined => {
+  /**
+   * Where the mark may be of the server that serves a lock: a script that runs elsewhere says so. While a slot is on its way
+   * to another master, that may be any.
+   */
+  const placeOf = (hash: string, tries: number): Place | undefined => {
     if (cluster === undefined) return only
     readSlots(cluster.masterOf)
-    const master = cluster.masterOf(slotOf(cluster.keyPrefix + hash))
-    const slot = master === undefined ? undefined : lowestSlots.get(master)
-    return slot === undefined ? undefined : placeIn(master!, slot)
+    const likely = cluster.masterOf(slotOf(cluster.keyPrefix + hash))
+    const all = Array.from(lowestSlots)
+    const first = all.findIndex(([master]) => master === likely)
+    const place = all[(Math.max(0, first) + tries) % all.length]
+    return place === undefined ? undefined : placeIn(...place)
   }
 
   const elsewhere = (operation: string) =>
@@ -187,8 +193,9 @@ export const make = Effect.fnUntraced(function*(
     if (guarded === undefined) return client.run(script, keys, args, onUnanswered)
     return Effect.suspend(() => {
       const until = now() + settings.commandTimeout
+      let tries = 0
       const once: Effect.Effect<unknown, LockError.LockStoreError> = Effect.suspend(() => {
-        const place = placeOf(keys[0]!)
+        const place = placeOf(keys[0]!, tries++)
         const call = place === undefined
           ? Effect.succeed("elsewhere")
           : client.run(
@@ -204,6 +211,8 @@ export const make = Effect.fnUntraced(function*(
             return Effect.succeed(reply)
           }
           if (now() > until) return Effect.fail(elsewhere(script.name))
+          if (tries < lowestSlots.size) return once
+          tries = 0
           cluster?.refresh()
           readAt = -Infinity
           return Effect.delay(once, 25 + Math.random() * 50)

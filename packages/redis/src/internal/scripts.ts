@@ -28,9 +28,10 @@ const compile = (name: string, source: string): Script => ({
   sha: createHash("sha1").update(source).digest("hex")
 })
 
-const script = (name: string, body: string, shortcut = ""): Script => ({
-  ...compile(name, opening + unguarded + shortcut + machinery + body),
-  guarded: compile(name, opening + guard + shortcut + machinery + body)
+/** One shortcut grants, and the other, which does not, comes before it is known whether it may. */
+const script = (name: string, body: string, shortcut = "", early = ""): Script => ({
+  ...compile(name, opening + early + unguarded + shortcut + machinery + body),
+  guarded: compile(name, opening + early + guard + shortcut + machinery + body)
 })
 
 // For how long nothing is granted, and up to which ttl nothing has to be recorded: what `guard` finds out.
@@ -320,6 +321,7 @@ pump(inbox)
 save()
 return held and 1 or 0
 `,
+  "",
   // The only holder goes, and nobody waits.
   `
 if stored[2] and ARGV[3] == '0' and nextExpiry > now then
