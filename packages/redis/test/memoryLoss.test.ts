@@ -329,8 +329,9 @@ describe("a Cluster with lock delay", () => {
       yield* migration.begin
       yield* migration.moveKeys()
       // Sent on by a node that has given its keys away, to one that is not known to serve them.
-      for (const { holder, waiters } of lines) {
+      for (const [i, { holder, waiters }] of lines.entries()) {
         yield* holder.leave
+        assert.strictEqual((yield* clients[i]!.store.inspect("moved")).holders.length, 1, "granted at once")
         yield* waiters[0]!.entered
       }
       yield* migration.finish
