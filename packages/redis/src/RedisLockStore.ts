@@ -11,8 +11,9 @@
  * **Gotchas**
  *
  * A single server keeps its promises for as long as it keeps its memory and its clock does not jump. After a restart
- * without persistence, or a failover that lost the last writes, two holders are possible until the older one's deadline:
- * let the resource compare fencing tokens.
+ * without persistence two holders are possible until the older one's deadline, unless `lockDelay` is on. On a Cluster and
+ * under Sentinels it is: after a failover nothing is granted until the leases that it may have lost have run out. Where two
+ * holders would be a disaster, let the resource compare fencing tokens.
  *
  * A failover of a Cluster or under Sentinels is borne by holders for as long as their ttl lasts, by waiters for
  * `outageTolerance`, and by whoever asks for the first time for `commandTimeout`. So is the time in which a slot of a
