@@ -7,7 +7,7 @@ import { connect, leftovers, queued, until } from "./support/client.ts"
 import { nameOf, quietly } from "./support/observe.ts"
 import { connectionsTo, connectSentinel, occupy, replicated, serversOf } from "./support/topology.ts"
 
-const replicas = { acks: 1, timeout: "300 millis" } as const
+const replicas = { acks: 1, timeout: "1 second" } as const
 
 // When a replica attaches, others are not waited for.
 const atOnce = ["repl-diskless-sync yes", "repl-diskless-sync-delay 0"]
@@ -18,32 +18,45 @@ const start = Effect.fnUntraced(function*(count = 1) {
     Array.from({ length: count }),
     () => RedisServer.make({ config: [`replicaof ${master.host} ${master.port}`] })
   )
+  // Before it has loaded what it was sent first it confirms nothing.
+  yield* Effect.forEach(all, (replica) =>
+    until(
+      Effect.map(replica.command("INFO", "replication"), (info) => String(info).includes("master_link_status:up")),
+      "the replica follows"
+    ))
   yield* replicated(master, count)
   return { master, replicas: all, replica: all[0]! }
 })
 
 const tooFew = (operation: string) =>
-  ({ _tag: "LockStoreError", operation, reason: "Timeout", limitName: "replicas.timeout", limit: 300 }) as const
+  ({ _tag: "LockStoreError", operation, reason: "Timeout", limitName: "replicas.timeout", limit: 1000 }) as const
 
 describe("replicas", () => {
   it.live("that are there confirm grants and renewals before they count, over a connection of its own", () =>
     Effect.gen(function*() {
       const { master, replica } = yield* start()
-      const { lock } = yield* connect(master, { store: { replicas } })
+      const { close, lock } = yield* connect(master, { store: { replicas } })
       const monitor = yield* master.monitor
       const waits = Effect.map(
         monitor.all,
         (entries) => entries.filter(({ command }) => nameOf(command) === "wait").length
       )
-      const lease = yield* lock.acquire("k", { ttl: "1 minute" })
-      assert.strictEqual(yield* waits, 1)
-      assert.include(String(yield* replica.command("HGETALL", "effect-lock:{k}")), String(lease.token))
-      yield* lease.extend("2 minutes")
-      assert.strictEqual(yield* waits, 2)
+      yield* Effect.gen(function*() {
+        const lease = yield* lock.acquire("k", { ttl: "1 minute" })
+        assert.strictEqual(yield* waits, 1)
+        assert.include(String(yield* replica.command("HGETALL", "effect-lock:{k}")), String(lease.token))
+        yield* lease.extend("2 minutes")
+        assert.strictEqual(yield* waits, 2)
+      }).pipe(Effect.scoped)
       const third = yield* serversOf([master], "effect-lock-replicas")
       assert.deepStrictEqual(third, [master])
       assert.strictEqual((yield* connectionsTo([master])).length, 3)
-    }).pipe(Effect.scoped))
+      yield* close
+      yield* until(
+        Effect.map(connectionsTo([master]), (names) => names.length === 0),
+        "all connections are closed"
+      )
+    }))
 
   it.live("that hang make an acquisition fail, leave nothing in the store, and let the next one in when they are back", () =>
     Effect.gen(function*() {
@@ -52,7 +65,7 @@ describe("replicas", () => {
       yield* replica.pause
       const error = yield* Effect.flip(client.lock.withLock(Effect.die("no lock"), "k"))
       assert.deepInclude(error, { ...tooFew("attempt"), detail: "0 of 1 replicas confirmed it" })
-      assert.include(error.message, "within replicas.timeout of 300 ms: 0 of 1 replicas confirmed it")
+      assert.include(error.message, "within replicas.timeout of 1000 ms: 0 of 1 replicas confirmed it")
       assert.deepStrictEqual(yield* leftovers(master, "k"), [])
       yield* replica.resume
       yield* replicated(master)
@@ -104,7 +117,7 @@ describe("replicas", () => {
     Effect.gen(function*() {
       const { master, replica } = yield* start()
       const client = yield* connect(master, { store: { replicas } })
-      const holder = yield* occupy(client, "k", { ttl: "2 seconds" })
+      const holder = yield* occupy(client, "k", { ttl: "5 seconds" })
       yield* holder.entered
       yield* replica.pause
       const exit = yield* holder.exit
@@ -138,6 +151,23 @@ describe("replicas", () => {
       const waits = (yield* monitor.all).filter(({ command }) => nameOf(command) === "wait").length
       assert.isAtMost(waits, 3)
     }).pipe(quietly))
+
+  it.live("a layer that closes does not wait for them any longer than for anything else", () =>
+    Effect.gen(function*() {
+      const { master, replica } = yield* start()
+      const client = yield* connect(master, { store: { replicas: { acks: 1, timeout: "20 seconds" } } })
+      yield* replica.pause
+      const fiber = yield* Effect.forkChild(Effect.exit(client.lock.withLock(Effect.void, "k")), {
+        startImmediately: true
+      })
+      yield* until(
+        Effect.map(client.store.inspect("k"), ({ holders }) => holders.length === 1),
+        "granted, but not confirmed"
+      )
+      yield* client.close
+      assert.isTrue(Exit.isFailure(yield* Fiber.join(fiber)))
+      yield* replica.resume
+    }).pipe(quietly), 15_000)
 
   it.live("take-over and adoption are confirmed, too", () =>
     Effect.gen(function*() {

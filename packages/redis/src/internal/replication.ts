@@ -130,7 +130,20 @@ const makeConfirm = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Confirm, LockError.LockStoreError, Scope.Scope> {
   const send = yield* client.dedicated(timeout)
   let gathered: Array<Job> = []
+  let closed = false
+  const unsettled = new Set<Job>()
   const some = Latch.makeUnsafe(false)
+  const settleWith = (job: Job, outcome: Effect.Effect<Outcome, LockError.LockStoreError>): void => {
+    unsettled.delete(job)
+    Deferred.doneUnsafe(job.done, outcome)
+  }
+  // After the end of the fiber that would have settled them.
+  yield* Effect.addFinalizer(() =>
+    Effect.sync(() => {
+      closed = true
+      for (const job of unsettled) settleWith(job, closing)
+    })
+  )
 
   const settle = (jobs: ReadonlyArray<Job>): Effect.Effect<void> =>
     Effect.gen(function*() {
@@ -147,11 +160,11 @@ const makeConfirm = Effect.fnUntraced(function*(
         ])
         : first
       const waited = replies[jobs.length]!
-      for (const [i, { done }] of jobs.entries()) {
+      for (const [i, job] of jobs.entries()) {
         const reply = replies[i]!
         const failed = "error" in reply ? reply : "error" in waited ? waited : undefined
-        Deferred.doneUnsafe(
-          done,
+        settleWith(
+          job,
           failed !== undefined
             ? Effect.fail(failed.error)
             : Effect.succeed({
@@ -163,7 +176,7 @@ const makeConfirm = Effect.fnUntraced(function*(
     }).pipe(
       Effect.catchCause((cause) =>
         Effect.sync(() => {
-          for (const { done } of jobs) Deferred.doneUnsafe(done, Effect.failCause(cause))
+          for (const job of jobs) settleWith(job, Effect.failCause(cause))
         })
       )
     )
@@ -181,7 +194,9 @@ const makeConfirm = Effect.fnUntraced(function*(
 
   return (operation, lease, ttl) => {
     const once = Effect.suspend(() => {
+      if (closed) return closing
       const job: Job = { lease, ttl, done: Deferred.makeUnsafe() }
+      unsettled.add(job)
       gathered.push(job)
       some.openUnsafe()
       return Deferred.await(job.done)
@@ -208,3 +223,12 @@ const makeConfirm = Effect.fnUntraced(function*(
     )
   }
 })
+
+const closing = Effect.fail(
+  new LockError.LockStoreError({
+    store: "redis",
+    operation: "replicas",
+    reason: "Refused",
+    detail: "the store is closing"
+  })
+)
