@@ -508,9 +508,12 @@ const makeFrom = Effect.fnUntraced(function*(
             orElse: () => Effect.fail(timedOut("replicas", blockedFor + commandTimeout))
           }),
           Effect.map((replies) =>
-            replies!.map(([error, value]): Reply =>
-              error === null ? { value } : { error: failure("replicas", error, connection.lastError, transient) }
-            )
+            replies!.map(([error, value]): Reply => {
+              if (error === null) return { value }
+              // Not the master any more.
+              if (demoted.test(error.message)) own.disconnect(true)
+              return { error: failure("replicas", error, connection.lastError, transient) }
+            })
           )
         )
         : Effect.fail(failure("replicas", new Error("not connected"), connection.lastError, transient))
