@@ -1,6 +1,11 @@
 /**
  * @since 0.1.0
  */
+export * as Guard from "./Guard.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as Lease from "./Lease.ts"
 
 /**
@@ -32,6 +37,11 @@ export * as LockMetrics from "./LockMetrics.ts"
  * @since 0.1.0
  */
 export * as LockOptions from "./LockOptions.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as LockOrder from "./LockOrder.ts"
 
 /**
  * @since 0.1.0
