@@ -315,8 +315,9 @@ export const verify = (holding: Holding): Effect.Effect<void> =>
  */
 export const revocation = (holding: Holding): Effect.Effect<void> =>
   Effect.suspend(() => {
-    // Before the question is sent: the news may overtake the answer.
-    const wanted = holding.wanted ??= Deferred.makeUnsafe()
+    // Before the question is sent: the news may overtake the answer. Who was waiting may have gone since the last time.
+    if (holding.wanted === undefined || Deferred.isDoneUnsafe(holding.wanted)) holding.wanted = Deferred.makeUnsafe()
+    const { wanted } = holding
     const ask = Effect.suspend(() => holding.client.store.watch(holding)).pipe(
       Effect.tap((watch) =>
         Effect.sync(() => {
