@@ -46,7 +46,7 @@ import type * as Option from "effect/Option"
 import type { Lease } from "./Lease.ts"
 import * as Lock from "./Lock.ts"
 import type { LockError } from "./LockError.ts"
-import type * as LockOptions from "./LockOptions.ts"
+import type { LockOptions } from "./LockOptions.ts"
 
 const TypeId: unique symbol = Symbol.for("@effect-lock/core/Guard")
 
@@ -68,7 +68,7 @@ export interface Guarded<Name extends string, Id> extends Omit<Lease, "handOff">
  * @category models
  * @since 0.1.0
  */
-export interface Options<Id> extends LockOptions.LockOptions {
+export interface Options<Id> extends LockOptions {
   readonly key: (id: Id) => string
 }
 
@@ -88,31 +88,30 @@ export interface ServiceClass<Self, Name extends string, Id>
    * others and in themselves: the same key shares the lease, and of two ids the inner one is the guard's inside.
    */
   readonly with: {
-    (
-      id: Id,
-      options?: LockOptions.LockOptions
-    ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | LockError, Exclude<R, Self> | Lock.Lock>
-    <A, E, R>(
-      effect: Effect.Effect<A, E, R>,
-      id: Id,
-      options?: LockOptions.LockOptions
-    ): Effect.Effect<A, E | LockError, Exclude<R, Self> | Lock.Lock>
+    (id: Id, options?: LockOptions): <A, E, R>(effect: Effect.Effect<A, E, R>) => Inside<Self, A, E | LockError, R>
+    <A, E, R>(effect: Effect.Effect<A, E, R>, id: Id, options?: LockOptions): Inside<Self, A, E | LockError, R>
   }
   /** As `with`, if the key is free right now: `None` when somebody holds it or waits for it. */
   readonly withIfAvailable: {
     (
       id: Id,
-      options?: LockOptions.LockOptions
-    ): <A, E, R>(
-      effect: Effect.Effect<A, E, R>
-    ) => Effect.Effect<Option.Option<A>, E | Lock.TryError, Exclude<R, Self> | Lock.Lock>
+      options?: LockOptions
+    ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Inside<Self, Option.Option<A>, E | Lock.TryError, R>
     <A, E, R>(
       effect: Effect.Effect<A, E, R>,
       id: Id,
-      options?: LockOptions.LockOptions
-    ): Effect.Effect<Option.Option<A>, E | Lock.TryError, Exclude<R, Self> | Lock.Lock>
+      options?: LockOptions
+    ): Inside<Self, Option.Option<A>, E | Lock.TryError, R>
   }
 }
+
+/**
+ * What becomes of an effect under a guard: it needs the guard no more, but `Lock`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Inside<Self, A, E, R> = Effect.Effect<A, E, Exclude<R, Self> | Lock.Lock>
 
 /**
  * Makes a guard, to be extended by a class of the same name. `id` may be anything; a `key` without argument guards one thing.
@@ -142,19 +141,14 @@ export const Service =
   <Self>() => <const Name extends string, Id = void>(name: Name, guard: Options<Id>): ServiceClass<Self, Name, Id> => {
     const tag = Context.Service<Self, Guarded<Name, Id>>()(name)
     const { key: keyOf, ...defaults } = guard
-    const guarded = (
-      lock: (key: string, use: Use, options: LockOptions.LockOptions) => Effect.Effect<any, any, any>
-    ) =>
+    const guarded = (lock: (key: string, use: Use, options: LockOptions) => Effect.Effect<any, any, any>) =>
       dual(
         (args) => Effect.isEffect(args[0]),
-        <A, E, R>(effect: Effect.Effect<A, E, R>, id: Id, options?: LockOptions.LockOptions) =>
-          Effect.suspend(() =>
-            lock(
-              keyOf(id),
-              (lease) => Effect.provideService(effect, tag, { ...lease, id, [TypeId]: name }),
-              { ...defaults, ...present(options) }
-            )
-          )
+        <A, E, R>(effect: Effect.Effect<A, E, R>, id: Id, options?: LockOptions) =>
+          Effect.suspend(() => {
+            const use = (lease: Lease) => Effect.provideService(effect, tag, { ...lease, id, [TypeId]: name })
+            return lock(keyOf(id), use, { ...defaults, ...present(options) })
+          })
       )
     return Object.assign(tag, {
       keyOf,
@@ -166,5 +160,5 @@ export const Service =
 type Use = (lease: Lease) => Effect.Effect<any, any, any>
 
 /** What is explicitly undefined counts as left out. */
-const present = (options: LockOptions.LockOptions = {}): LockOptions.LockOptions =>
+const present = (options: LockOptions = {}): LockOptions =>
   Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined))

@@ -1,3 +1,5 @@
+// What must not compile is meant to.
+// @effect-diagnostics missingEffectContext:off floatingEffect:off
 import { describe, expectTypeOf, it } from "@effect/vitest"
 import { Effect, type Option, type Scope } from "effect"
 import { Guard, type Lease, Lock, type LockError } from "../src/index.ts"

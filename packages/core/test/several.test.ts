@@ -182,14 +182,14 @@ describe("several keys of which one is taken", () => {
     Effect.gen(function*() {
       const { lock, store } = yield* setup({ ttl: "1 minute" })
       const b = yield* takenBy(store, "b")
-      const fiber = yield* Effect.forkChild(lock.acquireAll(["a", "b"], { progressTimeout: 1000 }))
+      const fiber = yield* Effect.forkChild(lock.acquireAll(["a", "b"], { progressTimeout: 300 }))
       yield* TestClock.adjust(5000)
       assert.isUndefined(fiber.pollUnsafe())
       yield* b.free
       const [first, second] = yield* Fiber.join(fiber)
-      yield* TestClock.adjust(900)
+      yield* TestClock.adjust(200)
       yield* first!.heartbeat
-      yield* TestClock.adjust(900)
+      yield* TestClock.adjust(200)
       assert.isTrue(yield* first!.isValid)
       assert.deepInclude(yield* Effect.flip(second!.check), { _tag: "LockLost", key: "b", reason: "Stalled" })
     }))
