@@ -101,7 +101,10 @@ const makeOrder = ({ classOf = (key) => key.split(":", 1)[0]!, onInversion }: Op
   const seen = new Map<string, Map<string, Nesting>>()
   let pairs = 0
 
-  /** The shortest way between two classes; one along calls of several keys only is no contradiction to another such. */
+  /**
+   * The shortest way between two classes, empty from a class to itself. One along calls of several keys only is no
+   * contradiction to another such.
+   */
   const findWay = (from: string, to: string, isNested: boolean): ReadonlyArray<Nesting> | undefined => {
     const steps: Array<{ at: string; way: ReadonlyArray<Nesting>; isNested: boolean }> = [{
       at: from,
@@ -138,7 +141,7 @@ const makeOrder = ({ classOf = (key) => key.split(":", 1)[0]!, onInversion }: Op
     if (known === undefined && pairs++ === maxPairs) {
       return annotated(key, Effect.logWarning(`LockOrder remembers ${maxPairs} pairs of classes, and looks at no more`))
     }
-    const against = from === to ? [] : findWay(to, from, isNested)
+    const against = findWay(to, from, isNested)
     const nesting: Nesting = { key, before, place: placeOf(fiber), isNested, against }
     seen.set(from, (seen.get(from) ?? new Map()).set(to, nesting))
     if (against === undefined) return undefined
