@@ -1,7 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Option, Scope, Stream } from "effect"
 import { TestClock } from "effect/testing"
-import type { Lease, Lock, LockEvent } from "../src/index.ts"
+import { type Lease, Lock, type LockEvent } from "../src/index.ts"
+import * as engines from "../src/internal/engine.ts"
 import { withMetrics } from "./support/observe.ts"
 import { make, makeLock, refused, setup, unavailable } from "./support/TestStore.ts"
 import { settle, until } from "./support/time.ts"
@@ -175,6 +176,15 @@ describe("Lock.events", () => {
       assert.isBelow(seen.length, 2200)
       assert.isAtLeast(seen.length, 1024)
       yield* Fiber.interrupt(fiber)
+    }))
+
+  it.effect("G11: leave nothing behind when who listened stops", () =>
+    Effect.gen(function*() {
+      const engine = yield* engines.make((yield* make).service)
+      const { fiber } = yield* listen(Lock.fromEngine(engine))
+      assert.strictEqual(engine.listeners.size, 1)
+      yield* Fiber.interrupt(fiber)
+      assert.strictEqual(engine.listeners.size, 0)
     }))
 
   it.effect("are told to all who listen, each until it stops", () =>
