@@ -109,6 +109,8 @@ interface Claim extends Asker {
   readonly isBody: boolean
   /** Asked for by this moment, where it is one of several. */
   readonly askedAt?: holdings.Holding["askedAt"] | undefined
+  /** Waited for if it is taken: then only that is told of. */
+  readonly isTry?: boolean | undefined
 }
 
 interface Asker {
@@ -191,8 +193,11 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** The keys that an asker has already. */
-  const held = function*({ asker, surroundings }: Claim): Iterable<string> {
-    for (const region of surroundings.regions.values()) if (region.open) yield region.holding.key
+  const held = function*({ asker, surroundings }: Asker): Iterable<string> {
+    for (const id of surroundings.regions.keys()) {
+      const region = regions.find(surroundings, id)
+      if (region !== undefined) yield region.holding.key
+    }
     for (const holds of scopedHolds.values()) {
       for (const hold of holds) {
         if (hold.holding.phase === "held" && regions.waitsFor(hold.asker, asker)) yield hold.holding.key
@@ -213,7 +218,7 @@ export const make = Effect.fnUntraced(function*(
         if (deadlock !== undefined) return Effect.fail(deadlock)
         if (hold !== undefined) remember(hold)
         const how = target.how ?? holdings.attempt(wait)
-        return Effect.as(traceAcquire(holding, holdings.open(holding, owner, how)), holding)
+        return Effect.as(traceAcquire(holding, holdings.open(holding, owner, how), claim.isTry), holding)
       })
       return hold === undefined
         ? opened
@@ -257,7 +262,7 @@ export const make = Effect.fnUntraced(function*(
       // Who does not wait is in nobody's way.
       return claim.order === undefined || !claim.wait
         ? again
-        : Effect.andThen(claim.order(target.key, held(claim)), again)
+        : Effect.andThen(claim.order([target.key], held(claim)), again)
     })
 
   const runInside = <A, E, R>(
@@ -359,42 +364,54 @@ export const make = Effect.fnUntraced(function*(
   const enterAll = (
     claims: ReadonlyArray<Omit<Claim, "owner" | "wait">>,
     whole: Scope.Scope
-  ): Effect.Effect<ReadonlyArray<Entered>, EnterError> =>
+  ): Effect.Effect<{ readonly entered: ReadonlyArray<Entered>; readonly leases: ReadonlyArray<Lease> }, EnterError> =>
     Effect.gen(function*() {
       const entered: Array<Entered> = []
+      const leases: Array<Lease> = []
+      const keep = (it: Entered) => {
+        entered.push(it)
+        leases.push(makeLease(it))
+      }
+      const own = (claim: Omit<Claim, "owner" | "wait">) => ({
+        ...claim,
+        // There is no work yet: it cannot report progress, and what it never used is kept from nobody.
+        options: { ...claim.options, minHold: 0, progressTimeout: Infinity },
+        owner: Scope.forkUnsafe(whole, "sequential")
+      })
       const tryEnter = (claim: Omit<Claim, "owner" | "wait">) => {
-        const owner = Scope.forkUnsafe(whole, "sequential")
-        return Effect.map(
-          Effect.catchTag(Effect.asSome(enter({ ...claim, owner, wait: false })), "LockTimeout", () =>
-            Effect.succeedNone),
-          (entered) => ({ entered, owner })
+        const tried = own(claim)
+        return Effect.asSome(enter({ ...tried, wait: false, isTry: true })).pipe(
+          Effect.catchTag("LockTimeout", () => Effect.succeedNone),
+          Effect.map((entered) => ({ entered, owner: tried.owner }))
         )
       }
       while (entered.length < claims.length) {
-        const rest = claims.slice(entered.length)
-        const tries = yield* Effect.forEach(rest, tryEnter, { concurrency: "unbounded" })
-        const isTaken = tries.findIndex(({ entered }) =>
-          Option.isNone(entered)
-        )
-        const kept = isTaken === -1 ? tries.length : isTaken
-        for (const it of tries.slice(0, kept)) entered.push(Option.getOrThrow(it.entered))
-        if (isTaken === -1) break
+        const tries = yield* Effect.forEach(claims.slice(entered.length), tryEnter, { concurrency: "unbounded" })
+        const taken = tries.findIndex(({ entered }) => Option.isNone(entered))
+        const kept = taken === -1 ? tries.length : taken
+        for (const it of tries.slice(0, kept)) keep(Option.getOrThrow(it.entered))
+        if (taken === -1) break
         yield* Effect.forEach(tries.slice(kept), ({ owner }) => Scope.close(owner, Exit.void), {
           concurrency: "unbounded",
           discard: true
         })
-        const owner = Scope.forkUnsafe(whole, "sequential")
-        entered.push(yield* enter({ ...rest[kept]!, owner, wait: true }))
+        const waiting = enter({ ...own(claims[entered.length]!), wait: true })
+        // What was got so far may be lost meanwhile: then there is nothing to wait for.
+        keep(yield* Effect.raceAllFirst([...leases.map(({ lost }) => lost), waiting]))
       }
-      return entered
+      yield* Effect.forEach(leases, ({ check }) => check, { discard: true })
+      entered.forEach(({ holding, parent }, i) => {
+        if (holding !== parent?.holding) holding.begin(claims[i]!.options)
+      })
+      return { entered, leases }
     })
 
   const withTargets: Engine["withTargets"] = (given, body, options) =>
     withClaims(given, options, (asker, targets, options, askedAt) =>
       Effect.scopedWith((scope) => {
         const claims = targets.map((target) => ({ ...asker, target, options, scope, isBody: true, askedAt }))
-        return Effect.flatMap(enterAll(claims, Scope.forkUnsafe(scope, "parallel")), (all) =>
-          all.reduceRight(
+        return Effect.flatMap(enterAll(claims, Scope.forkUnsafe(scope, "parallel")), ({ entered }) =>
+          entered.reduceRight(
             (body, entered, i) => asking((asker) => runInside(body, entered, { ...claims[i]!, ...asker })),
             body as Effect.Effect<any, any, any>
           ))
@@ -404,9 +421,9 @@ export const make = Effect.fnUntraced(function*(
     withClaims(given, options, (asker, targets, options, askedAt) =>
       inScopeOfItsOwn("parallel", (scope, owner) => {
         const claims = targets.map((target) => ({ ...asker, target, options, scope, isBody: false, askedAt }))
-        return Effect.map(enterAll(claims, owner), (all) => {
-          const leases = new Map(all.map((entered) => [entered.holding.key, makeLease(entered)]))
-          return given.map(({ key }) => leases.get(key)!)
+        return Effect.map(enterAll(claims, owner), ({ leases }) => {
+          const byKey = new Map(leases.map((lease) => [lease.key, lease]))
+          return given.map(({ key }) => byKey.get(key)!)
         })
       }))
 
@@ -419,14 +436,21 @@ export const make = Effect.fnUntraced(function*(
       options: LockOptions.Resolved,
       askedAt: holdings.Holding["askedAt"]
     ) => Effect.Effect<A, E, R>
-  ): Effect.Effect<A, E | LockInvalid, R> => {
+  ): Effect.Effect<A, E | LockDeadlock | LockInvalid, R> => {
     if (given.length === 0) {
       return Effect.fail(new LockInvalid({ input: "keys", value: "[]", fix: "name at least one key" }))
     }
     return Effect.flatMap(prepare(given, options), (options) => {
       const byKey = new Map(given.map((target) => [target.key, target]))
       const targets = Array.from(byKey.values()).toSorted((a, b) => a.key < b.key ? -1 : 1)
-      return Clock.clockWith((clock) => asking((asker) => use(asker, targets, options, nowUnsafe(clock))))
+      return Clock.clockWith((clock) =>
+        asking(({ order, ...asker }) => {
+          const asked = use({ ...asker, order: undefined }, targets, options, nowUnsafe(clock))
+          return order === undefined
+            ? asked
+            : Effect.andThen(order(targets.map(({ key }) => key), held({ ...asker, order })), asked)
+        })
+      )
     })
   }
 
@@ -552,10 +576,9 @@ const closeAll = (client: holdings.Client, timeout: number): Effect.Effect<void>
   Effect.suspend(() => {
     client.closed = true
     const open = Array.from(client.holdings.values())
-    for (const holding of open) {
-      holding.ended = Deferred.makeUnsafe()
-      holding.lose("Closed")
-    }
+    // All before the first loss: that one may end others on the spot.
+    for (const holding of open) holding.ended = Deferred.makeUnsafe()
+    for (const holding of open) holding.lose("Closed")
     return Effect.forEach(open, (holding) => Deferred.await(holding.ended!), {
       concurrency: "unbounded",
       discard: true
@@ -574,13 +597,18 @@ const closeAll = (client: holdings.Client, timeout: number): Effect.Effect<void>
   })
 
 /** The span of waiting for a lock names who was in the way. */
-const traceAcquire = <E>(holding: holdings.Holding, acquiring: Effect.Effect<unknown, E>): Effect.Effect<void, E> =>
+const traceAcquire = <E>(
+  holding: holdings.Holding,
+  acquiring: Effect.Effect<unknown, E>,
+  isTry = false
+): Effect.Effect<void, E> =>
   Effect.useSpan(
     "Lock.acquire",
     { attributes: attributes(holding) },
     (span) =>
       Effect.onExit(Effect.provideService(acquiring, Tracer.ParentSpan, span), (exit) => {
-        const outcome = outcomeOf(exit)
+        const exitOutcome = outcomeOf(exit)
+        const outcome = isTry && exitOutcome === "LockTimeout" ? "taken" : exitOutcome
         const waited = holding.waitedFor()
         span.attribute("lock.outcome", outcome)
         span.attribute("lock.wait_ms", waited)
@@ -590,7 +618,7 @@ const traceAcquire = <E>(holding: holdings.Holding, acquiring: Effect.Effect<unk
           if (outcome === "granted") {
             granted.updateUnsafe(1, context)
             LockMetrics.wait.updateUnsafe(waited, context)
-          } else {
+          } else if (outcome !== "taken") {
             holding.outcome = outcome
             events.emit(holding, "NotGranted")
             Metric.withAttributes(LockMetrics.acquisitions, { outcome }).updateUnsafe(1, context)
