@@ -381,7 +381,9 @@ export const make = Effect.fnUntraced(function*(
           discard: true
         })
         const owner = Scope.forkUnsafe(whole, "sequential")
-        entered.push(yield* enter({ ...rest[kept]!, owner, wait: true }))
+        // Nobody waits on when something of what he has is lost, or the region ends that waits for the turn he has there.
+        const lost = entered.map((it) => makeLease(it).lost)
+        entered.push(yield* Effect.raceAllFirst([...lost, enter({ ...rest[kept]!, owner, wait: true })]))
       }
       return entered
     })

@@ -1,0 +1,86 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Deferred, Effect, Fiber } from "effect"
+import { TestClock } from "effect/testing"
+import type { Lock } from "../src/index.ts"
+import { everyStep } from "./support/stepping.ts"
+import { makeLock, setup } from "./support/TestStore.ts"
+import { settle, until } from "./support/time.ts"
+
+describe("withLocks that has one key and waits for another", () => {
+  it.effect("G6: is sent off when the region whose turn it has ends, which does not wait for the other key", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const other = yield* makeLock(store)
+      yield* Effect.forkChild(other.withLock(Effect.never, "b"))
+      yield* settle
+      const outer = yield* Effect.forkChild(lock.withLock(
+        Effect.gen(function*() {
+          const nested = yield* Effect.forkDetach(Effect.flip(lock.withLocks(Effect.void, ["a", "b"])))
+          yield* settle
+          assert.strictEqual((yield* store.inspect("b")).waiters.length, 1)
+          return nested
+        }),
+        "a"
+      ))
+      // Not for the other key.
+      yield* until(() => outer.pollUnsafe() !== undefined)
+      const error = yield* Fiber.join(yield* Fiber.join(outer))
+      assert.deepInclude(error, { _tag: "LockLost", key: "a", reason: "Released" })
+      assert.deepStrictEqual((yield* store.inspect("b")).waiters, [])
+    }))
+
+  for (const { title, use } of [
+    { title: "withLocks", use: (lock: Lock.Lock["Service"]) => lock.withLocks(Effect.void, ["a", "b"]) },
+    { title: "acquireAll", use: (lock: Lock.Lock["Service"]) => Effect.scoped(lock.acquireAll(["a", "b"])) }
+  ]) {
+    it.effect(`G4: fails as soon as what it has is lost: ${title}`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup()
+        const other = yield* makeLock(store)
+        yield* Effect.forkChild(other.withLock(Effect.never, "b"))
+        yield* settle
+        const fiber = yield* Effect.forkChild(Effect.flip(use(lock)))
+        yield* settle
+        yield* Effect.scoped(other.takeover("a"))
+        yield* until(() => fiber.pollUnsafe() !== undefined)
+        assert.deepInclude(yield* Fiber.join(fiber), { _tag: "LockLost", key: "a", reason: "TakenOver" })
+        assert.deepStrictEqual((yield* store.inspect("b")).waiters, [])
+      }))
+  }
+})
+
+describe("G7: interrupted at any step, several keys leave nothing behind", () => {
+  for (const taken of [[], ["a"], ["b"]]) {
+    for (const kind of ["withLocks", "acquireAll"] as const) {
+      it.effect(`${kind} with ${taken.length === 0 ? "all keys free" : `"${taken[0]}" taken`}`, () =>
+        Effect.gen(function*() {
+          yield* everyStep(Effect.gen(function*() {
+            const { lock, store } = yield* setup()
+            const other = yield* makeLock(store)
+            const victim = Effect.gen(function*() {
+              const work = kind === "withLocks"
+                ? lock.withLocks(Effect.yieldNow, ["b", "a", "c"])
+                : Effect.scoped(Effect.andThen(lock.acquireAll(["b", "a", "c"]), Effect.yieldNow))
+              yield* Effect.ignore(work)
+            })
+            for (const key of taken) {
+              yield* Effect.forkChild(other.withLock(Effect.sleep(50), key))
+              yield* settle
+            }
+            return {
+              victim,
+              act: (fiber: Fiber.Fiber<unknown, unknown>) => fiber.interruptUnsafe(),
+              check: () =>
+                Effect.gen(function*() {
+                  yield* TestClock.adjust(100)
+                  for (const key of ["a", "b", "c"]) {
+                    const { holders, waiters } = yield* store.inspect(key)
+                    assert.deepStrictEqual([holders.length, waiters.length], [0, 0], key)
+                  }
+                })
+            }
+          }))
+        }), 60_000)
+    }
+  }
+})
