@@ -47,6 +47,34 @@ describe("withLocks that has one key and waits for another", () => {
         assert.deepStrictEqual((yield* store.inspect("b")).waiters, [])
       }))
   }
+
+  it.effect("keeps no key for minHold that it gives back before its work", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ minHold: "1 minute" })
+      const other = yield* makeLock(store)
+      const gate = yield* Deferred.make<void>()
+      yield* Effect.forkChild(other.withLock(Deferred.await(gate), "a"))
+      yield* settle
+      const fiber = yield* Effect.forkChild(lock.withLocks(Effect.succeed("in"), ["a", "b"]))
+      yield* settle
+      assert.deepStrictEqual((yield* store.inspect("b")).holders, [])
+      yield* Deferred.succeed(gate, undefined)
+      yield* until(() => fiber.pollUnsafe() !== undefined)
+      assert.strictEqual((yield* store.inspect("a")).holders.length, 1)
+      assert.strictEqual((yield* store.inspect("b")).holders.length, 1)
+    }))
+
+  it.effect("keeps no key for minHold when it fails before its work", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ minHold: "1 minute" })
+      const other = yield* makeLock(store)
+      yield* Effect.forkChild(other.withLock(Effect.never, "b"))
+      yield* settle
+      const fiber = yield* Effect.forkChild(Effect.flip(lock.withLocks(Effect.void, ["a", "b"], { waitTimeout: 100 })))
+      yield* TestClock.adjust(100)
+      assert.strictEqual((yield* Fiber.join(fiber))._tag, "LockTimeout")
+      assert.deepStrictEqual((yield* store.inspect("a")).holders, [])
+    }))
 })
 
 describe("G7: interrupted at any step, several keys leave nothing behind", () => {

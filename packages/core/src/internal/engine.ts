@@ -354,11 +354,13 @@ export const make = Effect.fnUntraced(function*(
    * back before it is waited for.
    */
   const enterAll = (
-    claims: ReadonlyArray<Omit<Claim, "owner" | "wait">>,
+    asked: ReadonlyArray<Omit<Claim, "owner" | "wait">>,
     whole: Scope.Scope
   ): Effect.Effect<ReadonlyArray<Entered>, EnterError> =>
     Effect.gen(function*() {
       const entered: Array<Entered> = []
+      // What is given back before all are there was held for nothing: `minHold` is not for that.
+      const claims = asked.map((claim) => ({ ...claim, options: { ...claim.options, minHold: 0 } }))
       const tryEnter = (claim: Omit<Claim, "owner" | "wait">) => {
         const owner = Scope.forkUnsafe(whole, "sequential")
         return Effect.map(
@@ -385,6 +387,9 @@ export const make = Effect.fnUntraced(function*(
         const lost = entered.map((it) => makeLease(it).lost)
         entered.push(yield* Effect.raceAllFirst([...lost, enter({ ...rest[kept]!, owner, wait: true })]))
       }
+      entered.forEach(({ holding, parent }, i) => {
+        if (parent?.holding !== holding) holding.minHold = asked[i]!.options.minHold
+      })
       return entered
     })
 

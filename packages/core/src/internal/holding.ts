@@ -77,6 +77,7 @@ export class Holding implements Held {
   lostFor: LossReason | undefined = undefined
   #loss: LockLost | undefined = undefined
   ttl: number
+  minHold: number
   readonly askedAt: Instant
   grantedAt: Instant
   /** Who held the key when this one had to queue. */
@@ -111,6 +112,7 @@ export class Holding implements Held {
     this.holderId = `${client.id}-${(client.sequence++).toString(36)}`
     this.clock = clock
     this.ttl = options.ttl
+    this.minHold = options.minHold
     this.askedAt =
       this.confirmedAt =
       this.renewedAt =
@@ -727,7 +729,7 @@ const countEnd = (holding: Holding): Effect.Effect<void> =>
   })
 
 const release = (holding: Holding): Effect.Effect<void> => {
-  const keepFor = Math.max(0, Math.ceil(holding.options.minHold - holding.heldFor()))
+  const keepFor = Math.max(0, Math.ceil(holding.minHold - holding.heldFor()))
   return unfailing(holding, "release", () => holding.client.store.release(holding, keepFor))
 }
 
