@@ -166,8 +166,8 @@ export const make = Effect.fnUntraced(function*(
     const { key, limit, permits } = target
     let own = 0
     for (const hold of scopedHolds.get(key) ?? []) {
-      // A lost lease is in nobody's way for longer than its ttl.
-      if (hold.holding.check() !== undefined) continue
+      // A lost lease is in nobody's way for longer than its ttl, and one that was handed off is somebody else's.
+      if (hold.holding.phase === "handedOff" || hold.holding.check() !== undefined) continue
       if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
         own += hold.holding.permits
         if (own + permits > (target.isShared ? target.needs : limit)) return regions.deadlock(hold.holding)
