@@ -187,6 +187,12 @@ export const make = Effect.fnUntraced(function*(
     if (holds?.delete(hold) && holds.size === 0) scopedHolds.delete(key)
   }
 
+  /** A scope that has closed runs its finalizer before there is anything to forget. */
+  const remembered = <A, E>(hold: ScopedHold, owner: Scope.Scope, opened: Effect.Effect<A, E>) => {
+    const forgotten = Effect.sync(() => forget(hold))
+    return Effect.andThen(Scope.addFinalizer(owner, forgotten), Effect.onError(opened, () => forgotten))
+  }
+
   /** The keys that an asker has already. */
   const held = function*({ asker, surroundings }: Claim): Iterable<string> {
     for (const region of surroundings.regions.values()) if (region.open) yield region.holding.key
@@ -214,7 +220,7 @@ export const make = Effect.fnUntraced(function*(
       })
       return hold === undefined
         ? opened
-        : Effect.andThen(Scope.addFinalizer(owner, Effect.sync(() => forget(hold))), opened)
+        : remembered(hold, owner, opened)
     })
 
   /** Gets a lease: a turn in the region this fiber is inside of, or a grant of the store. */
@@ -339,10 +345,13 @@ export const make = Effect.fnUntraced(function*(
             Clock.clockWith((clock) => {
               const holding = new holdings.Holding(client, target, options, clock, nowUnsafe(clock))
               const hold = { asker, scope, holding }
-              remember(hold)
-              return Scope.addFinalizer(owner, Effect.sync(() => forget(hold))).pipe(
-                Effect.andThen(withoutWaiting(traceAcquire(holding, holdings.open(holding, owner, how)))),
-                Effect.map(() => makeLease({ holding, parent: undefined, turn: undefined }))
+              const opened = Effect.suspend(() => {
+                remember(hold)
+                return withoutWaiting(traceAcquire(holding, holdings.open(holding, owner, how)))
+              })
+              return Effect.map(
+                remembered(hold, owner, opened),
+                () => makeLease({ holding, parent: undefined, turn: undefined })
               )
             }))
         )
