@@ -162,9 +162,11 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
-  const findDeadlock = ({ asker, scope, target }: Claim): LockDeadlock | undefined => {
+  const findDeadlock = ({ asker, scope, surroundings, target }: Claim): LockDeadlock | undefined => {
     const { key, limit, permits } = target
-    let own = 0
+    const region = target.isShared ? undefined : regions.find(surroundings, regionId(key))
+    let own = region === undefined ? 0 : regions.permitsIn(region)
+    if (own + permits > limit) return regions.deadlock(region!.holding)
     for (const hold of scopedHolds.get(key) ?? []) {
       // A lost lease is in nobody's way for longer than its ttl, and one that was handed off is somebody else's.
       if (hold.holding.phase === "handedOff" || hold.holding.check() !== undefined) continue
@@ -234,11 +236,7 @@ export const make = Effect.fnUntraced(function*(
       const again: Effect.Effect<Entered, EnterError> = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
         const region = regions.find(claim.surroundings, regionId(target.key))
         if (region === undefined) return granted(undefined, undefined)
-        if (!target.isShared) {
-          return regions.permitsIn(region) + target.permits > target.limit
-            ? Effect.fail(regions.deadlock(region.holding))
-            : granted(region, undefined)
-        }
+        if (!target.isShared) return granted(region, undefined)
         const turn = new regions.Turn(asker, claim.scope, claim.isBody)
         const timeout = claim.wait ? options.waitTimeout : 0
         const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
