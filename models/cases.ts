@@ -76,6 +76,16 @@ const waiting = (
   return make(title, queue.model({ ...queue.rules, ...rules }, { ...none, ...setting }), violates)
 }
 
+/** Two permits: two that want one, and one that wants both. */
+const semaphore = { waiters: [0, 0, 1], limit: 2, wishes: [{ permits: 1 }, { permits: 1 }, { permits: 2 }] }
+
+/** A reader, what it asks for to become a writer, and another writer. */
+const upgrade = {
+  waiters: [0, 0, 1],
+  limit: 2,
+  wishes: [{ permits: 1 }, { permits: 1, hasHeadStart: true, within: 0 }, { permits: 2 }]
+}
+
 export const queueCases: ReadonlyArray<Case> = [
   waiting("three waiters, one message late or lost, one interrupted", { late: 1, interrupts: 1 }),
   waiting("three waiters, one interrupted, one client pauses", { interrupts: 1, pauses: 1 }),
@@ -88,12 +98,12 @@ export const queueCases: ReadonlyArray<Case> = [
     interrupts: 1,
     pauses: 1
   }),
-  waiting("a push counts from when it arrives", { pauses: 1 }, { pushCountsFrom: "receipt" }, "one inside"),
+  waiting("a push counts from when it arrives", { pauses: 1 }, { pushCountsFrom: "receipt" }, "within the limit"),
   waiting(
     "an offer that a heartbeat tells of counts from the reply",
     { late: 1, pauses: 1 },
     { pollCountsFrom: "receipt" },
-    "one inside"
+    "within the limit"
   ),
   waiting("no poll", { late: 1 }, { heartbeatPolls: false }, "liveness"),
   waiting("heartbeats prolong offers", { late: 1 }, { heartbeatRefreshesOffers: true }, "liveness"),
@@ -110,5 +120,18 @@ export const queueCases: ReadonlyArray<Case> = [
     { abandonedGrant: "kept" },
     "who has left has left nothing"
   ),
-  waiting("who asks again has lost the place", { pauses: 1 }, { placeIsKept: false }, "places are kept")
+  waiting("who asks again has lost the place", { pauses: 1 }, { placeIsKept: false }, "places are kept"),
+  waiting("a semaphore of two, one wants both, one message late or lost", { ...semaphore, late: 1 }),
+  waiting("a semaphore of two, one wants both, one interrupted", { ...semaphore, interrupts: 1 }),
+  waiting("a reader becomes a writer while one waits, one interrupted", { ...upgrade, interrupts: 1 }),
+  waiting("a reader becomes a writer while one waits, one message late or lost", { ...upgrade, late: 1 }),
+  waiting("holders are counted, not permits", semaphore, { counts: "holders" }, "within the limit"),
+  waiting("who fits passes the head", semaphore, { headIsPassed: true }, "nobody is passed"),
+  waiting("a reader becomes a writer after those who wait", upgrade, { headStarts: false }, "liveness"),
+  waiting(
+    "who comes to stand first has to wait for the next look",
+    { ...semaphore, wishes: [{ permits: 1 }, { permits: 2 }, { permits: 1, hasHeadStart: true }] },
+    { newHeadIsGranted: false },
+    "never free while somebody waits"
+  )
 ]

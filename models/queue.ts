@@ -1,6 +1,6 @@
 /**
- * The queue of one server: `scripts.ts` and `waitingRoom.ts` of packages/redis, `holding.ts` of packages/core. One key, one
- * permit, a few waiters. Names in backticks are those of the code.
+ * The queue of one server: `scripts.ts` and `waitingRoom.ts` of packages/redis, `holding.ts` of packages/core. One key, a
+ * few permits, a few waiters. Names in backticks are those of the code.
  *
  * Time is in heartbeats. What is sent arrives at once, unless the network makes it late: then it arrives at any time, or
  * never. A client may pause and go on, or die. How often each of these happens is bounded, so that afterwards everybody must
@@ -23,6 +23,14 @@ export interface Rules {
   readonly abandonedGrant: "passed on" | "removed" | "kept"
   /** A waiter that asks again tells which place it had. */
   readonly placeIsKept: boolean
+  /** Whether the store adds up the permits of those who hold, or how many they are. */
+  readonly counts: "permits" | "holders"
+  /** Who fits is granted even where the head of the queue does not. */
+  readonly headIsPassed: boolean
+  /** What a head start is worth: everything, or nothing. */
+  readonly headStarts: boolean
+  /** Whether one who fits, and whom his head start makes the head of the queue, is granted when he asks. */
+  readonly newHeadIsGranted: boolean
 }
 
 export const rules: Rules = {
@@ -32,12 +40,28 @@ export const rules: Rules = {
   heartbeatRefreshesOffers: false,
   offersExpire: true,
   abandonedGrant: "passed on",
-  placeIsKept: true
+  placeIsKept: true,
+  counts: "permits",
+  headIsPassed: false,
+  headStarts: true,
+  newHeadIsGranted: true
+}
+
+/** What a waiter asks for. */
+export interface Wish {
+  readonly permits: number
+  /** He stands before all who have none. */
+  readonly hasHeadStart?: boolean
+  /** Asks while that one is inside, who stays there until this one is over: a reader that becomes a writer. */
+  readonly within?: number
 }
 
 export interface Setting {
   /** Which client each waiter belongs to. */
   readonly waiters: ReadonlyArray<number>
+  /** How many permits there are, and what each waiter wants: one of one, where nothing is said. */
+  readonly limit?: number
+  readonly wishes?: ReadonlyArray<Wish>
   /** Messages that are late, for ever perhaps. */
   readonly late: number
   /** Commands that are executed a second time. */
@@ -60,7 +84,7 @@ interface Grant {
 
 /** What the keys `L`, `Q`, `W` and `C` say. */
 interface Server {
-  grant: Grant | undefined
+  grants: ReadonlyArray<Grant>
   queue: ReadonlyArray<{ readonly id: number; readonly ticket: number }>
   clients: ReadonlyArray<{ readonly aliveUntil: number; readonly stamp: number }>
   fence: number
@@ -138,6 +162,8 @@ interface State {
   network: ReadonlyArray<Message>
   /** Waiters, as a set of bits, whose attempt was executed when they did not wait any more. Only for the invariants. */
   orphans: number
+  /** Somebody was granted while somebody else had a better place. Only for the invariants. */
+  hasPassed: boolean
   late: number
   twice: number
   interrupts: number
@@ -147,26 +173,47 @@ interface State {
 
 export const model = (rules: Rules, setting: Setting): Model<State> => {
   const clientOf = (id: number): number => setting.waiters[id]!
+  const { limit = 1, wishes } = setting
+  const wishOf = (id: number): Wish => wishes?.[id] ?? { permits: 1 }
+  const used = ({ grants }: Server): number =>
+    rules.counts === "permits" ? grants.reduce((sum, { id }) => sum + wishOf(id).permits, 0) : grants.length
+  const fits = (server: Server, id: number): boolean => {
+    const wanted = rules.counts === "permits" ? wishOf(id).permits : 1
+    return used(server) + wanted <= limit
+  }
+  const without = ({ grants }: Server, id: number): ReadonlyArray<Grant> => grants.filter((it) => it.id !== id)
 
   // ---- the server: scripts.ts
 
   const dropExpired = (server: Server, now: number): void => {
-    if (server.grant === undefined || server.grant.expiry > now) return
-    if (server.grant.mode === "held" || rules.offersExpire) server.grant = undefined
+    server.grants = server.grants.filter(({ expiry, mode }) =>
+      expiry > now || (mode === "offered" && !rules.offersExpire)
+    )
+  }
+
+  const isAlive = ({ now, server }: State, id: number): boolean => server.clients[clientOf(id)]!.aliveUntil > now
+
+  const grant = (state: State, id: number, place: number, ttl: number, mode: Grant["mode"]): number => {
+    const { now, server } = state
+    state.hasPassed ||= server.queue.some((it) => it.id !== id && it.ticket < place && isAlive(state, it.id))
+    const token = ++server.fence
+    server.grants = [...server.grants, { id, token, expiry: now + ttl, mode }]
+    return token
   }
 
   const pump = (state: State): void => {
-    const { now, server } = state
-    while (server.queue.length > 0) {
-      const { id } = server.queue[0]!
-      const { aliveUntil, stamp } = server.clients[clientOf(id)]!
-      if (aliveUntil > now) {
-        if (server.grant !== undefined) return
-        const token = ++server.fence
-        server.grant = { id, token, expiry: now + offer, mode: "offered" }
+    const { server } = state
+    for (const { id, ticket } of server.queue) {
+      if (isAlive(state, id)) {
+        if (!fits(server, id)) {
+          if (rules.headIsPassed) continue
+          return
+        }
+        const token = grant(state, id, ticket, offer, "offered")
+        const { stamp } = server.clients[clientOf(id)]!
         state.network = [...state.network, { _tag: "push", id, token, offer, stamp, isLate: false }]
       }
-      server.queue = server.queue.slice(1)
+      server.queue = server.queue.filter((it) => it.id !== id)
     }
   }
 
@@ -177,26 +224,28 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
   const execute = (state: State, command: Command): Reply => {
     const { now, server } = state
     dropExpired(server, now)
-    const mine = "id" in command && server.grant?.id === command.id ? server.grant : undefined
+    const mine = "id" in command ? server.grants.find(({ id }) => id === command.id) : undefined
     switch (command._tag) {
       case "attempt": {
         const { id, place, sentAt } = command
         if (!state.waiters[id]!.inRoom) state.orphans |= 1 << id
         pump(state)
-        const grant = server.grant
-        if (grant === undefined) {
-          const token = ++server.fence
-          server.grant = { id, token, expiry: now + ttl, mode: "held" }
-          return { _tag: "granted", id, token, sentAt }
-        }
-        if (grant.id === id) {
-          server.grant = { ...grant, expiry: Math.max(grant.expiry, now + ttl), mode: "held" }
-          return { _tag: "granted", id, token: grant.token, sentAt }
+        const mine = server.grants.find((it) => it.id === id)
+        if (mine !== undefined) {
+          server.grants = [...without(server, id), { ...mine, expiry: Math.max(mine.expiry, now + ttl), mode: "held" }]
+          return { _tag: "granted", id, token: mine.token, sentAt }
         }
         let ticket = server.queue.find((it) => it.id === id)?.ticket
         if (ticket === undefined) {
           server.ticket++
-          ticket = place === 0 ? server.ticket : place
+          ticket = place !== 0
+            ? place
+            : server.ticket - (wishOf(id).hasHeadStart === true && rules.headStarts ? 1000 : 0)
+          const [head] = server.queue
+          const isFirst = head === undefined || (rules.newHeadIsGranted && ticket < head.ticket) || rules.headIsPassed
+          if (isFirst && fits(server, id)) {
+            return { _tag: "granted", id, token: grant(state, id, ticket, ttl, "held"), sentAt }
+          }
           server.queue = [...server.queue, { id, ticket }].toSorted((a, b) => a.ticket - b.ticket)
           const waiter = state.waiters[id]!
           if (waiter.firstTicket === 0) state.waiters = state.waiters.with(id, { ...waiter, firstTicket: ticket })
@@ -206,18 +255,21 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
       }
       case "renew": {
         const done = mine?.token === command.token
-        if (done) server.grant = { ...mine, expiry: Math.max(mine.expiry, now + ttl), mode: "held" }
+        if (done) {
+          const { id } = command
+          server.grants = [...without(server, id), { ...mine, expiry: Math.max(mine.expiry, now + ttl), mode: "held" }]
+        }
         pump(state)
         return { _tag: "renewed", id: command.id, done, sentAt: command.sentAt }
       }
       case "release": {
-        if (mine?.token === command.token) server.grant = undefined
+        if (mine?.token === command.token) server.grants = without(server, command.id)
         pump(state)
         return { _tag: "none" }
       }
       case "abandon": {
         server.queue = server.queue.filter((it) => it.id !== command.id)
-        if (rules.abandonedGrant !== "kept" && mine !== undefined) server.grant = undefined
+        if (rules.abandonedGrant !== "kept") server.grants = without(server, command.id)
         if (rules.abandonedGrant !== "removed") pump(state)
         return { _tag: "none" }
       }
@@ -225,15 +277,16 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
         const { client, ids, sentAt } = command
         if (server.queue.length > 0 || rules.heartbeatRefreshesOffers) alive(state, client, sentAt)
         pump(state)
-        const grant = server.grant
-        const isOffer = grant?.mode === "offered" && clientOf(grant.id) === client
-        if (isOffer && rules.heartbeatRefreshesOffers) server.grant = { ...grant, expiry: now + offer }
+        const isOffer = ({ id, mode }: Grant) => mode === "offered" && clientOf(id) === client
+        if (rules.heartbeatRefreshesOffers) {
+          server.grants = server.grants.map((grant) => isOffer(grant) ? { ...grant, expiry: now + offer } : grant)
+        }
         return {
           _tag: "offers",
           client,
           sentAt,
-          offers: isOffer ? [{ id: grant.id, token: grant.token, left: grant.expiry - now }] : [],
-          unknown: ids.filter((id) => server.grant?.id !== id && !server.queue.some((it) => it.id === id))
+          offers: server.grants.filter(isOffer).map(({ expiry, id, token }) => ({ id, token, left: expiry - now })),
+          unknown: ids.filter((id) => ![...server.grants, ...server.queue].some((it) => it.id === id))
         }
       }
     }
@@ -400,8 +453,17 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
         update(next, id, { phase: "over", sentAt: undefined, signal: undefined })
       }
       // Waiters of one client are interchangeable: they begin in order.
-      const isNext = waiters.findIndex((it, w) => it.phase === "new" && clientOf(w) === clientOf(id)) === id
-      if (phase === "new" && isNext) {
+      const isNext = wishes !== undefined ||
+        waiters.findIndex((it, w) => it.phase === "new" && clientOf(w) === clientOf(id)) === id
+      const { within } = wishOf(id)
+      const around = within === undefined ? undefined : waiters[within]!
+      if (around?.phase === "over" && phase !== "over") {
+        isUrgent = true
+        if (phase === "new") step(`${id} has nobody to be within`, gone)
+        else call(`${id} ends with ${within}`, { _tag: "abandon", id }, gone)
+        return
+      }
+      if (phase === "new" && isNext && (around === undefined || around.phase === "inside")) {
         const command = { _tag: "attempt", id, place: 0, sentAt: now } as const
         call(`${id} asks`, command, (next) => {
           askAgain(next, id)
@@ -437,11 +499,13 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
       }
       if (phase !== "inside") return
       if (now < validUntil) {
-        call(
-          `${id} releases`,
-          { _tag: "release", id, token },
-          (next) => update(next, id, { phase: "over", sentAt: undefined })
-        )
+        if (waiters.every((it, w) => it.phase === "over" || wishOf(w).within !== id)) {
+          call(
+            `${id} releases`,
+            { _tag: "release", id, token },
+            (next) => update(next, id, { phase: "over", sentAt: undefined })
+          )
+        }
         if (validUntil < now + ttl && sentAt !== now) {
           const command = { _tag: "renew", id, token, sentAt: now } as const
           call(`${id} renews`, command, (next) => update(next, id, { sentAt: now }))
@@ -535,7 +599,7 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
     initial: [{
       now: 1,
       server: {
-        grant: undefined,
+        grants: [],
         queue: [],
         clients: Array.from(new Set(setting.waiters), () => ({ aliveUntil: 0, stamp: 0 })),
         fence: 0,
@@ -555,6 +619,7 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
       clients: Array.from(new Set(setting.waiters), () => ({ state: "running", lastBeat: 0 })),
       network: [],
       orphans: 0,
+      hasPassed: false,
       late: setting.late,
       twice: setting.twice,
       interrupts: setting.interrupts,
@@ -564,16 +629,22 @@ export const model = (rules: Rules, setting: Setting): Model<State> => {
     steps,
     key: keyOf,
     invariants: {
-      "one inside": ({ now, waiters }) =>
-        waiters.filter(({ phase, validUntil }) => phase === "inside" && now < validUntil).length <= 1,
-      "never free while somebody waits": ({ now, server }) =>
-        server.grant !== undefined ||
-        server.queue.every(({ id }) => server.clients[clientOf(id)]!.aliveUntil <= now),
+      "within the limit": ({ now, waiters }) =>
+        waiters.reduce(
+          (sum, { phase, validUntil }, id) => phase === "inside" && now < validUntil ? sum + wishOf(id).permits : sum,
+          0
+        ) <= limit,
+      // Nobody but the head: who is behind one that died may have to wait for the next look.
+      "never free while somebody waits": (state) => {
+        const [head] = state.server.queue
+        return head === undefined || !isAlive(state, head.id) || !fits(state.server, head.id)
+      },
+      "nobody is passed": ({ hasPassed }) => !hasPassed,
       "who has left has left nothing": ({ clients, network, orphans, server, waiters }) =>
         waiters.every(({ phase }, id) =>
           phase !== "over" || clients[clientOf(id)]!.state === "dead" || isIn(orphans, id) ||
           network.some((it) => it._tag === "command" && "id" in it.command && it.command.id === id) ||
-          (server.grant?.id !== id && !server.queue.some((it) => it.id === id))
+          ![...server.grants, ...server.queue].some((it) => it.id === id)
         ),
       "places are kept": ({ orphans, server, waiters }) =>
         server.queue.every(({ id, ticket }) => ticket === waiters[id]!.firstTicket || isIn(orphans, id))
@@ -596,7 +667,7 @@ const keyOf = (state: State): string => {
   const tokens = new Set<number>()
   const tickets = new Set<number>()
   const pending = (waiter: Waiter) => waiter.phase !== "over" && waiter.phase !== "new"
-  if (server.grant !== undefined) tokens.add(server.grant.token)
+  for (const { token } of server.grants) tokens.add(token)
   for (const { id, ticket } of server.queue) tickets.add(ticket).add(waiters[id]!.firstTicket)
   for (const waiter of waiters) {
     if (!pending(waiter)) continue
@@ -625,8 +696,11 @@ const keyOf = (state: State): string => {
   const tokenRank = rank(tokens)
   const ticketRank = rank(tickets)
 
-  const grant = server.grant
-  let text = grant === undefined ? "-" : `${grant.id}${tokenRank(grant.token)}${ahead(grant.expiry)}${grant.mode[0]}`
+  const grants = server.grants.map(({ expiry, id, mode, token }) =>
+    `${id}${tokenRank(token)}${ahead(expiry)}${mode[0]}`
+  )
+  let text = state.hasPassed ? "!" : ""
+  text += grants.toSorted().join("+")
   for (const { id, ticket } of server.queue) text += `,${id}${ticketRank(ticket)}`
   for (const { aliveUntil, stamp } of server.clients) text += `;${ahead(aliveUntil)}${ago(stamp)}`
   waiters.forEach((waiter, id) => {

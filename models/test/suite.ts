@@ -12,7 +12,7 @@ export const checkAll = (cases: ReadonlyArray<Case>): void => {
       const outcome = violated === undefined ? "holds" : `violated in ${story.length} steps: ${violated}`
       results.push(`${states.toLocaleString("en")} states, ${seconds.toFixed(1)} s: ${title}: ${outcome}`)
       assert.strictEqual(violated, violates, story.join("\n"))
-    })
+    }, 300_000)
   }
   afterAll(() => console.log(results.join("\n")))
 }

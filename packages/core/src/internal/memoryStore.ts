@@ -149,9 +149,8 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
 
   const isIdle = (key: Key): boolean => key.holders.size === 0 && key.queue.size === 0
 
-  const enqueue = (key: Key, request: Request): Waiter => {
+  const enqueue = (key: Key, request: Request, place: number): Waiter => {
     const since = time()
-    const place = since - request.priority * headStart
     const waiter: Waiter = { request, since, place, signal: undefined, wake: Deferred.makeUnsafe() }
     if (place >= key.lastPlace) {
       key.lastPlace = place
@@ -161,7 +160,9 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
       const behind = others.findIndex(([, other]) => other.place > place)
       key.queue = new Map(others.toSpliced(behind === -1 ? others.length : behind, 0, [request.holderId, waiter]))
     }
-    for (const [holderId, holder] of key.holders) if (holder.isWatched) tell({ _tag: "Wanted", holderId })
+    for (const [holderId, holder] of key.holders) {
+      if (holder.isWatched && holder.state === "held") tell({ _tag: "Wanted", holderId })
+    }
     return waiter
   }
 
@@ -225,18 +226,28 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
         mine.expiresAt = Math.max(mine.expiresAt, time() + request.ttl)
         return { _tag: "Granted", grant: { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) } }
       }
-      if (key.declared !== limit && isIdle(key)) key.declared = key.limit = limit
-      if (key.declared !== limit || permits > key.limit) return { _tag: "OtherLimit", limit: key.limit }
+      if (key.declared !== limit && isIdle(key)) {
+        // What can never be granted declares nothing anew.
+        if (permits > limit) return { _tag: "OtherLimit", limit }
+        key.declared = key.limit = limit
+      }
+      if (key.declared !== limit || permits > key.limit) {
+        if (key.queue.delete(holderId)) pump(key)
+        return { _tag: "OtherLimit", limit: key.limit }
+      }
       key.usedAt = time()
       let waiter = key.queue.get(holderId)
-      if (waiter === undefined && key.queue.size === 0 && permits <= free(key)) {
+      const place = time() - request.priority * headStart
+      const [head] = key.queue.values()
+      // Who would be the head of the queue has nobody to wait for.
+      if (waiter === undefined && permits <= free(key) && (head === undefined || place < head.place)) {
         keys.set(request.key, key)
         return { _tag: "Granted", grant: grant(key, request) }
       }
       if (!request.wait) return { _tag: "Refused", standing: standing(key, holderId) }
       if (waiter === undefined) {
         if (key.queue.size >= request.maxWaiters) return { _tag: "QueueFull", standing: standing(key, holderId) }
-        waiter = enqueue(key, request)
+        waiter = enqueue(key, request, place)
       }
       return { _tag: "Queued", standing: standing(key, holderId), signal: awaitGrant(key, waiter) }
     })
@@ -332,7 +343,7 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
       }
       key.holders.delete(ticket.holderId)
       spend(ticket.holderId, "Adopted")
-      return { _tag: "Granted", grant: grant(key, request) }
+      return { _tag: "Granted", grant: grant(key, { ...request, permits: aside.permits }) }
     })
 
   const shrink = (lease: Held, permits: number): Effect.Effect<Confirmation> =>
@@ -340,7 +351,7 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
       const found = held(lease)
       if (found === undefined) return "NotHeld"
       const [key, holder] = found
-      holder.permits = Math.min(holder.permits, permits)
+      holder.permits = Math.min(holder.permits, Math.max(1, permits))
       pump(key)
       return "Done"
     })
