@@ -167,12 +167,14 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
-  const findDeadlock = ({ asker, scope, target }: Claim): LockDeadlock | undefined => {
+  const findDeadlock = ({ asker, scope, surroundings, target }: Claim): LockDeadlock | undefined => {
     const { key, limit, permits } = target
-    let own = 0
+    const region = target.isShared ? undefined : regions.find(surroundings, regionId(key))
+    let own = region === undefined ? 0 : regions.permitsIn(region)
+    if (own + permits > limit) return regions.deadlock(region!.holding)
     for (const hold of scopedHolds.get(key) ?? []) {
-      // A lost lease is in nobody's way for longer than its ttl.
-      if (hold.holding.check() !== undefined) continue
+      // A lost lease is in nobody's way for longer than its ttl, and one that was handed off is somebody else's.
+      if (hold.holding.phase === "handedOff" || hold.holding.check() !== undefined) continue
       if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
         own += hold.holding.permits
         if (own + permits > (target.isShared ? target.needs : limit)) return regions.deadlock(hold.holding)
@@ -190,6 +192,12 @@ export const make = Effect.fnUntraced(function*(
     const { key } = hold.holding
     const holds = scopedHolds.get(key)
     if (holds?.delete(hold) && holds.size === 0) scopedHolds.delete(key)
+  }
+
+  /** A scope that has closed runs its finalizer before there is anything to forget. */
+  const remembered = <A, E>(hold: ScopedHold, owner: Scope.Scope, opened: Effect.Effect<A, E>) => {
+    const forgotten = Effect.sync(() => forget(hold))
+    return Effect.andThen(Scope.addFinalizer(owner, forgotten), Effect.onError(opened, () => forgotten))
   }
 
   /** The keys that an asker has already. */
@@ -222,7 +230,7 @@ export const make = Effect.fnUntraced(function*(
       })
       return hold === undefined
         ? opened
-        : Effect.andThen(Scope.addFinalizer(owner, Effect.sync(() => forget(hold))), opened)
+        : remembered(hold, owner, opened)
     })
 
   /** Gets a lease: a turn in the region this fiber is inside of, or a grant of the store. */
@@ -236,11 +244,7 @@ export const make = Effect.fnUntraced(function*(
       const again: Effect.Effect<Entered, EnterError> = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
         const region = regions.find(claim.surroundings, regionId(target.key))
         if (region === undefined) return granted(undefined, undefined)
-        if (!target.isShared) {
-          return regions.permitsIn(region) + target.permits > target.limit
-            ? Effect.fail(regions.deadlock(region.holding))
-            : granted(region, undefined)
-        }
+        if (!target.isShared) return granted(region, undefined)
         const turn = new regions.Turn(asker, claim.scope, claim.isBody)
         const timeout = claim.wait ? options.waitTimeout : 0
         const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
@@ -347,10 +351,13 @@ export const make = Effect.fnUntraced(function*(
             Clock.clockWith((clock) => {
               const holding = new holdings.Holding(client, target, options, clock, nowUnsafe(clock))
               const hold = { asker, scope, holding }
-              remember(hold)
-              return Scope.addFinalizer(owner, Effect.sync(() => forget(hold))).pipe(
-                Effect.andThen(withoutWaiting(traceAcquire(holding, holdings.open(holding, owner, how)))),
-                Effect.map(() => makeLease({ holding, parent: undefined, turn: undefined }))
+              const opened = Effect.suspend(() => {
+                remember(hold)
+                return withoutWaiting(traceAcquire(holding, holdings.open(holding, owner, how)))
+              })
+              return Effect.map(
+                remembered(hold, owner, opened),
+                () => makeLease({ holding, parent: undefined, turn: undefined })
               )
             }))
         )

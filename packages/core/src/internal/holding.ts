@@ -382,7 +382,8 @@ export const handedOff = ({ holderId, key, token }: Holding): LockLost =>
 const reportLoss = (holding: Holding): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { loss } = holding
-    if (loss === undefined || holding.reported) return Effect.void
+    // Who never had a lease lost none: his acquisition has failed, and that was told.
+    if (loss === undefined || holding.reported || holding.token === 0) return Effect.void
     holding.reported = true
     events.emit(holding, "Lost")
     return Effect.andThen(
