@@ -331,7 +331,7 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
       }
       key.holders.delete(ticket.holderId)
       spend(ticket.holderId, "Adopted")
-      return { _tag: "Granted", grant: grant(key, request) }
+      return { _tag: "Granted", grant: grant(key, { ...request, permits: aside.permits }) }
     })
 
   const shrink = (lease: Held, permits: number): Effect.Effect<Confirmation> =>
