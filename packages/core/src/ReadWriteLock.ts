@@ -44,7 +44,13 @@ import type * as Scope from "effect/Scope"
 import type { Ask } from "./internal/holding.ts"
 import type { Lease } from "./Lease.ts"
 import type { TryError } from "./Lock.ts"
-import { type LockError, type LockInvalid, type LockLost, type LockStoreError, LockUpgradeConflict } from "./LockError.ts"
+import {
+  type LockError,
+  type LockInvalid,
+  type LockLost,
+  type LockStoreError,
+  LockUpgradeConflict
+} from "./LockError.ts"
 import type * as LockOptions from "./LockOptions.ts"
 import type { KeyState } from "./LockStore.ts"
 import { Permits, type Target } from "./Permits.ts"
@@ -241,8 +247,11 @@ const both = (lease: Lease, upper: Lease): UpgradedLease => ({
   key: upper.key,
   holderId: upper.holderId,
   token: upper.token,
-  deadline: Effect.zipWith(lease.deadline, upper.deadline, (one, other) =>
-    DateTime.isLessThan(one, other) ? one : other),
+  deadline: Effect.zipWith(
+    lease.deadline,
+    upper.deadline,
+    (one, other) => DateTime.isLessThan(one, other) ? one : other
+  ),
   isValid: Effect.zipWith(lease.isValid, upper.isValid, (one, other) => one && other),
   lost: Effect.raceFirst(lease.lost, upper.lost),
   protect: (effect) => lease.protect(upper.protect(effect)),

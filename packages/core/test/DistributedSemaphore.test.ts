@@ -182,7 +182,7 @@ describe("another limit", () => {
       const lock = yield* makeLock(store)
       const wide = DistributedSemaphore.make("api", { limit: 8 })
       const holder = yield* hold((body) => client(api.withPermit(body)))
-      const refused = { _tag: "PermitsRefused", key: "api", actual: 4 }
+      const refused = { _tag: "PermitsRefused", key: "api", actual: 4 } as const
       assert.deepInclude(yield* Effect.flip(other(wide.withPermit(Effect.void))), { ...refused, permits: 1, limit: 8 })
       assert.deepInclude(yield* Effect.flip(other(wide.withPermitsIfAvailable(2)(Effect.void))), refused)
       assert.deepInclude(yield* Effect.flip(other(Effect.scoped(wide.tryAcquire(2)))), refused)

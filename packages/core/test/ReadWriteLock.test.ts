@@ -18,7 +18,8 @@ const makeRoom = () => {
   let readers = 0
   let writers = 0
   const room = { mostReaders: 0, entries: Array<string>() }
-  const check = () => assert.isTrue(writers <= 1 && (writers === 0 || readers === 0), `${writers} write, ${readers} read`)
+  const check = () =>
+    assert.isTrue(writers <= 1 && (writers === 0 || readers === 0), `${writers} write, ${readers} read`)
   const stay = (enter: () => void, leave: () => void, millis: number) =>
     Effect.acquireUseRelease(
       Effect.sync(() => {
@@ -255,7 +256,14 @@ describe("upgrade", () => {
       yield* drive(fiber)
       yield* until(() => entries.length === 5)
       yield* TestClock.adjust(5)
-      assert.deepStrictEqual(entries, ["it reads", "it writes", "it has written", "it has read", "writer", "late reader"])
+      assert.deepStrictEqual(entries, [
+        "it reads",
+        "it writes",
+        "it has written",
+        "it has read",
+        "writer",
+        "late reader"
+      ])
     }))
 
   it.effect("of the only reader costs one command, and one to be a reader again", () =>
@@ -284,9 +292,11 @@ describe("upgrade", () => {
       const ready = yield* Deferred.make<void>()
       const one = yield* Effect.forkChild(client(upgrading(trace, "one", Deferred.await(ready))))
       const two = yield* hold((body) =>
-        other(config.withReadLease((lease) =>
-          Effect.andThen(body, Effect.scoped(Effect.flatMap(lease.upgrade, () => Effect.void)))
-        )).pipe(Effect.catchTag("LockUpgradeConflict", (error) =>
+        other(
+          config.withReadLease((lease) =>
+            Effect.andThen(body, Effect.scoped(Effect.flatMap(lease.upgrade, () => Effect.void)))
+          )
+        ).pipe(Effect.catchTag("LockUpgradeConflict", (error) =>
           Effect.sync(() => {
             assert.deepStrictEqual(permitsOf(error.holders), [1, 1])
             assert.isAbove(error.token, 0)
@@ -309,10 +319,15 @@ describe("upgrade", () => {
     Effect.gen(function*() {
       const { client } = yield* setup()
       const { entries, read, write } = makeRoom()
-      const upgraded = (lease: ReadWriteLock.ReadLease) => Effect.scoped(Effect.andThen(lease.upgrade, write("upgraded")))
-      const fiber = yield* Effect.forkChild(client(config.withReadLease((lease) =>
-        Effect.all([config.withRead(read("r1")), upgraded(lease), config.withRead(read("r2"))], { concurrency: 3 })
-      )))
+      const upgraded = (lease: ReadWriteLock.ReadLease) =>
+        Effect.scoped(Effect.andThen(lease.upgrade, write("upgraded")))
+      const fiber = yield* Effect.forkChild(
+        client(
+          config.withReadLease((lease) =>
+            Effect.all([config.withRead(read("r1")), upgraded(lease), config.withRead(read("r2"))], { concurrency: 3 })
+          )
+        )
+      )
       yield* drive(fiber)
       assert.deepStrictEqual(entries, ["r1", "upgraded", "r2"])
     }))
@@ -321,7 +336,9 @@ describe("upgrade", () => {
     Effect.gen(function*() {
       const { client, store } = yield* setup()
       const upgraded = config.withReadLease((lease) =>
-        Effect.scoped(Effect.andThen(lease.upgrade, Effect.map(client(config.inspect), ({ holders }) => permitsOf(holders))))
+        Effect.scoped(
+          Effect.andThen(lease.upgrade, Effect.map(client(config.inspect), ({ holders }) => permitsOf(holders)))
+        )
       )
       assert.deepStrictEqual(yield* client(config.withRead(upgraded)), [1, all - 1])
       assert.deepStrictEqual(yield* client(config.withWrite(upgraded)), [all])
@@ -422,7 +439,10 @@ describe("upgrade", () => {
       for (const isWaiting of [true, false]) {
         const { client, other, store } = yield* setup({ ttl: 300 })
         // Two: the permit of an evicted reader makes up for that of another one.
-        const readers = yield* Effect.forEach(isWaiting ? [1, 2] : [], () => hold((body) => other(config.withRead(body))))
+        const readers = yield* Effect.forEach(
+          isWaiting ? [1, 2] : [],
+          () => hold((body) => other(config.withRead(body)))
+        )
         let lease: ReadWriteLock.ReadLease | undefined
         const fiber = yield* Effect.forkChild(client(Effect.scoped(Effect.gen(function*() {
           lease = yield* config.acquireRead
@@ -463,7 +483,7 @@ describe("upgrade", () => {
           const { holderId } = isReader ? lease : upper
           yield* store.evict("config", holderId)
           yield* TestClock.adjust(150)
-          const about = { _tag: "LockLost", holderId }
+          const about = { _tag: "LockLost", holderId } as const
           assert.deepInclude(yield* Fiber.join(lost), about)
           assert.deepInclude(yield* Fiber.join(revoked), about)
           assert.deepInclude(yield* Effect.flip(upper.check), about)
@@ -478,7 +498,9 @@ describe("upgrade", () => {
     Effect.gen(function*() {
       const { client, store } = yield* setup()
       const lease = yield* client(Effect.scoped(config.acquireRead))
-      const error: LockError.LockError | LockError.LockUpgradeConflict = yield* Effect.flip(Effect.scoped(lease.upgrade))
+      const error: LockError.LockError | LockError.LockUpgradeConflict = yield* Effect.flip(
+        Effect.scoped(lease.upgrade)
+      )
       assert.deepInclude(error, { _tag: "LockLost", reason: "Released" })
       assert.strictEqual(store.count("attempt"), 1)
     }))
@@ -519,7 +541,9 @@ describe("downgrade", () => {
           const reading = yield* lease.downgrade
           yield* lease.downgrade
           assert.isTrue(Option.isSome(yield* entered))
-          yield* Effect.scoped(Effect.andThen(reading.upgrade, Effect.map(entered, (it) => assert.isTrue(Option.isNone(it)))))
+          yield* Effect.scoped(
+            Effect.andThen(reading.upgrade, Effect.map(entered, (it) => assert.isTrue(Option.isNone(it))))
+          )
           assert.isTrue(Option.isSome(yield* entered))
         })
       yield* client(config.withWriteLease(program))
@@ -588,9 +612,9 @@ describe("downgrade", () => {
   it.effect("G4: of a lease that the store does not know any more is a loss", () =>
     Effect.gen(function*() {
       const { client, store } = yield* setup()
-      const lost = client(config.withWriteLease((lease) =>
-        Effect.andThen(store.evict("config", lease.holderId), lease.downgrade)
-      ))
+      const lost = client(
+        config.withWriteLease((lease) => Effect.andThen(store.evict("config", lease.holderId), lease.downgrade))
+      )
       assert.deepInclude(yield* Effect.flip(lost), { _tag: "LockLost", reason: "NotHeld" })
       const over = yield* client(Effect.scoped(config.acquireWrite))
       assert.deepInclude(yield* Effect.flip(over.downgrade), { _tag: "LockLost", reason: "Released" })

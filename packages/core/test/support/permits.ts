@@ -1,10 +1,12 @@
 /** Clients of one store that counts, and what their holders do. */
 import { Deferred, Effect, type Scope } from "effect"
-import { LockError, type LockOptions, type LockStore, type Permits } from "../../src/index.ts"
+import type { Lock, LockError, LockOptions, LockStore, Permits } from "../../src/index.ts"
 import { make, makePermits, type TestStore } from "./TestStore.ts"
 import { until } from "./time.ts"
 
-export type Client = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, Exclude<R, Permits.Permits>>
+export type Client = <A, E, R>(
+  effect: Effect.Effect<A, E, R>
+) => Effect.Effect<A, E, Exclude<R, Permits.Permits | Lock.Lock>>
 
 export const makeClient = (
   store: TestStore,
@@ -32,7 +34,10 @@ export const hold = Effect.fnUntraced(function*<E>(
 })
 
 /** Somebody who takes permits and is never heard of again. */
-export const crashed = ({ service }: TestStore, request: Pick<LockStore.Request, "key" | "permits" | "limit" | "ttl">) =>
+export const crashed = (
+  { service }: TestStore,
+  request: Pick<LockStore.Request, "key" | "permits" | "limit" | "ttl">
+) =>
   service.attempt({
     ...request,
     holderId: "crashed",
@@ -42,7 +47,3 @@ export const crashed = ({ service }: TestStore, request: Pick<LockStore.Request,
     floor: 0,
     metadata: {}
   })
-
-export const isError = (error: unknown, tag: LockError.LockError["_tag"] | "LockUpgradeConflict") => {
-  if ((error as { readonly _tag?: unknown })._tag !== tag) throw new Error(`expected ${tag}, not ${String(error)}`)
-}
