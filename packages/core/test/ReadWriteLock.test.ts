@@ -90,7 +90,7 @@ describe("readers and writers", () => {
           const before = entries.length
           const queued = (yield* store.inspect("config")).waiters.length
           const single = yield* Effect.forkChild(client(one))
-          yield* drive(single)
+          yield* drive(single, { limit: 2000 })
           // Nobody who asked later was in before.
           const passed = entries.slice(before).indexOf(name)
           assert.isAtMost(passed, queued, `in turn ${turn}`)
