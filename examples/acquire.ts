@@ -1,28 +1,21 @@
 // A lease as one resource among others of a scope, and what is observed of it without asking.
 // Run it with `npm run build && node_modules/.bin/node examples/acquire.ts`, with or without REDIS_URL.
-import { Lock, LockStore } from "@effect-lock/core"
+import { Fencing, Lock, LockStore } from "@effect-lock/core"
 import { RedisLockStore } from "@effect-lock/redis"
 import { NodeRuntime } from "@effect/platform-node"
-import { Config, Console, Effect, Layer, Metric, Option, Schema, Tracer } from "effect"
+import { Config, Console, Effect, Layer, Metric, Option, Tracer } from "effect"
 
 const StoreLive = Layer.unwrap(Effect.gen(function*() {
   const url = yield* Config.option(Config.Redacted("REDIS_URL"))
   return Option.isSome(url) ? RedisLockStore.layer({ url: url.value }) : LockStore.layerMemory
 }))
 
-class StaleToken extends Schema.TaggedError<StaleToken>()("StaleToken", {
-  token: Schema.Number,
-  seen: Schema.Number
-}) {}
+/** A resource that refuses whoever is late. */
+const archive: Array<string> = []
+const fence = Effect.runSync(Fencing.makeMemory)
 
-/** A resource that refuses whoever is late: it keeps the greatest token it has seen. */
-const archive = { lines: Array<string>(), seen: 0 }
-
-const append = Effect.fn("append")(function*(line: string, token: number) {
-  if (token < archive.seen) return yield* new StaleToken({ token, seen: archive.seen })
-  archive.seen = token
-  archive.lines.push(line)
-})
+const append = (line: string, token: Fencing.Token) =>
+  Effect.sync(() => archive.push(line)).pipe(fence.guard("archive", token))
 
 const openDraft = (author: string) =>
   Effect.acquireRelease(
@@ -37,7 +30,7 @@ const publish = Effect.fn("publish")(function*(author: string) {
   // `acquire` interrupts nothing by itself: `protect` does, when the lease is lost.
   yield* Effect.gen(function*() {
     yield* Effect.sleep("200 millis")
-    yield* append(`${draft}, token ${lease.token}`, lease.token)
+    yield* append(`${draft}, token ${lease.token}`, lease)
   }).pipe(lease.protect)
   return lease.token
 }, Effect.scoped)
@@ -61,7 +54,7 @@ const tracer = Tracer.make({
 const program = Effect.gen(function*() {
   const [token] = yield* Effect.all([publish("Ada"), publish("Ben"), whoIsThere], { concurrency: "unbounded" })
   const late = yield* Effect.flip(append("Ada again, much later", token))
-  yield* Console.log(`A late write is refused: ${late._tag}\n\n${archive.lines.join("\n")}\n\nSpans`)
+  yield* Console.log(`A late write is refused: ${late._tag}\n\n${archive.join("\n")}\n\nSpans`)
   for (const { attributes, name } of spans.filter(({ name }) => name.startsWith("Lock."))) {
     yield* Console.log(`  ${name} ${JSON.stringify(Object.fromEntries(attributes))}`)
   }

@@ -62,6 +62,14 @@ describe("documentation", () => {
     for (const section of guarantees) assert.match(section, /(\.test|Checks)\.ts\)/, section)
   })
 
+  const rows = prose("docs/coming-from.md").split(/^### (?=rueidislock|redsync|What hurts|How)/m).slice(1, 4)
+    .map((section) => section.split("\n## ")[0]!.split("\n").filter((line) => line.startsWith("|")).slice(2))
+
+  it("has an answer to everything the predecessors have, and to all that hurts, each with a test that proves it", () => {
+    assert.deepStrictEqual(rows.map(({ length }) => length), [10, 9, 9])
+    for (const row of rows.flat()) assert.match(row, /(\.test|Checks)\.ts\)[^|]*\|$/, row)
+  })
+
   it("names every option, error, reason and metric", () => {
     const text = prose("README.md")
     const errors = Object.keys(LockError).filter((name) => /^(Lock|Ticket)/.test(name))

@@ -5,7 +5,7 @@ import { ChildProcess } from "effect/process"
 export const run = Effect.fnUntraced(function*(example: string, env: Record<string, string> = {}) {
   const handle = yield* ChildProcess.make(process.execPath, [example], {
     cwd: `${import.meta.dirname}/../..`,
-    env: { REDIS_URL: undefined, FORCE_COLOR: undefined, ...env },
+    env: { REDIS_URL: undefined, REDIS_URLS: undefined, FORCE_COLOR: undefined, ...env },
     extendEnv: true
   })
   const output = yield* handle.all.pipe(Stream.decodeText(), Stream.mkString)

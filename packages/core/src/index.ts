@@ -6,6 +6,11 @@ export * as DistributedSemaphore from "./DistributedSemaphore.ts"
 /**
  * @since 0.1.0
  */
+export * as Fencing from "./Fencing.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as Lease from "./Lease.ts"
 
 /**

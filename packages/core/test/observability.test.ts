@@ -254,7 +254,7 @@ describe("logs", () => {
         yield* Fiber.join(fiber)
         assert.strictEqual(lines.length, 1)
         assert.include(lines[0]?.text, "Could not release \"k\"")
-        assert.include(lines[0]?.cause, "within releaseTimeout of 200 ms: it keeps \"k\" until its ttl ends")
+        assert.include(lines[0]?.cause, "within releaseTimeout of 200 ms: it may keep \"k\" until its ttl ends")
       })
     ))
 

@@ -265,6 +265,7 @@ const makeKeyMajority = Effect.fnUntraced(function*(
     mark: undefined,
     keyOf: (key) => `${settings.keyPrefix}:${i}:${key}`,
     run: (script, keys, args) => Effect.suspend(() => client!.run(script, keys, args)),
+    list: (begin) => Effect.suspend(() => client!.scan(`${RedisClient.escapeGlob(begin)}*`)),
     trouble: undefined,
     recovered: Effect.void,
     suspect: () => {}

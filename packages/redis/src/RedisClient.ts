@@ -44,15 +44,50 @@ export interface RedisClient {
     ...args: ReadonlyArray<string | number>
   ) => Effect.Effect<unknown, LockError.LockStoreError>
   /**
+   * The names of all keys that match, each once; on a Cluster those of all masters. A prefix that the client itself puts
+   * before its keys comes before the pattern, and is not part of the names.
+   */
+  readonly scan: (pattern: string) => Effect.Effect<ReadonlyArray<string>, LockError.LockStoreError>
+  /**
    * Listens to a channel until the scope closes; returns when the server has confirmed the subscription. `onReconnect` is
-   * called when messages may have been missed.
+   * called when messages may have been missed. With a `tracker` the server is also asked to tell of changes to what
+   * `commandTracked` has read.
    */
   readonly subscribe: (
     channel: string,
     onMessage: (message: string) => void,
-    onReconnect: () => void
+    onReconnect: () => void,
+    tracker?: Tracker
   ) => Effect.Effect<void, LockError.LockStoreError, Scope.Scope>
+  /** A command that reads; the tracker is told, once, when somebody else changes or deletes its key afterwards. */
+  readonly commandTracked: RedisClient["command"]
 }
+
+/**
+ * Who is told of changes that others make to keys read before.
+ *
+ * **Details**
+ *
+ * This is Redis' client tracking, redirected to the subscriber. It is lost with either connection, and is switched on again
+ * when that is back. Connections that belong to somebody else, Clusters and servers before version 6 do not have it:
+ * then `onStart` is never called.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Tracker {
+  /** The server tells of changes from now on; what was read before may have changed unheard. */
+  readonly onStart: () => void
+  /** Somebody else has changed a key; `undefined`: possibly all of them. */
+  readonly onChange: (key: string | undefined) => void
+}
+
+/**
+ * The pattern that matches exactly this text.
+ *
+ * @internal
+ */
+export const escapeGlob = (text: string): string => text.replace(/[*?[\]\\]/g, "\\$&")
 
 /**
  * A client with connections of its own, closed with the scope. Fails with `Unavailable` when the server cannot be reached
@@ -330,13 +365,13 @@ const makeFrom = Effect.fnUntraced(function*(
     error.reason === "Unavailable" && (failsOver || isReplyError(error.cause))
 
   /** Asks until there is another answer, or the time is over that one command has. */
-  const again = (
-    once: Effect.Effect<unknown, LockError.LockStoreError>,
+  const again = <A>(
+    once: Effect.Effect<A, LockError.LockStoreError>,
     first: LockError.LockStoreError,
     until: number
-  ): Effect.Effect<unknown, LockError.LockStoreError> => {
+  ): Effect.Effect<A, LockError.LockStoreError> => {
     let last = first
-    const next: Effect.Effect<unknown, LockError.LockStoreError> = Effect.suspend(() => {
+    const next: Effect.Effect<A, LockError.LockStoreError> = Effect.suspend(() => {
       // The server of this connection is not the master any more.
       if (last.detail !== undefined && demoted.test(last.detail) && ownRedis?.status === "ready") {
         ownRedis.disconnect(true)
@@ -356,6 +391,36 @@ const makeFrom = Effect.fnUntraced(function*(
 
   const command: RedisClient["command"] = (name, ...args) =>
     Effect.suspend(() => bounded(name, () => commander.call(name, ...args)))
+
+  const scan: RedisClient["scan"] = (pattern) =>
+    Effect.suspend(() => {
+      const own = redis.options.keyPrefix ?? ""
+      const match = escapeGlob(own) + pattern
+      const startedAt = now()
+      const once = Effect.suspend(() => {
+        const nodes = isCluster(redis) ? redis.nodes("master") : [redis]
+        return nodes.length > 0
+          ? Effect.forEach(nodes, (node) => scanNode(node as unknown as Commander, match), { concurrency: "unbounded" })
+          : Effect.fail(failure("SCAN", new Error("no node is known"), owned?.lastError, transient))
+      })
+      return Effect.map(
+        Effect.catchIf(once, isWorthAnother, (error) => again(once, error, startedAt + commandTimeout)),
+        // While a slot moves both nodes may have its keys, and one node may tell of a key twice.
+        (found) => Array.from(new Set(found.flat()), (name) => name.slice(own.length))
+      )
+    })
+
+  const scanNode = Effect.fnUntraced(function*(node: Commander, match: string) {
+    const found: Array<string> = []
+    let cursor = "0"
+    do {
+      const reply = yield* bounded("SCAN", () => node.call("SCAN", cursor, "MATCH", match, "COUNT", 1000))
+      const [next, names] = reply as readonly [string, ReadonlyArray<string>]
+      for (const name of names) found.push(name)
+      cursor = next
+    } while (cursor !== "0")
+    return found
+  })
 
   const subscriberOptions = {
     ...reliable(commandTimeout),
@@ -381,13 +446,37 @@ const makeFrom = Effect.fnUntraced(function*(
       })
     )
 
-  const subscribeToServer: RedisClient["subscribe"] = Effect.fnUntraced(function*(channel, onMessage, onReconnect) {
+  const commandTracked: RedisClient["commandTracked"] = (name, ...args) =>
+    Effect.suspend(() =>
+      bounded(name, async () => {
+        // One pipeline: the first of them is about the very next command. Where nothing is tracked, only it is refused.
+        const replies = await (redis as Redis).pipeline([["client", "CACHING", "YES"], [name, ...args]]).exec()
+        const [error, reply] = replies![1]!
+        if (error !== null) throw error
+        return reply
+      })
+    )
+
+  const subscribeToServer: RedisClient["subscribe"] = Effect.fnUntraced(function*(
+    channel,
+    onMessage,
+    onReconnect,
+    tracker
+  ) {
     const connection = yield* connect(() => (redis as Redis).duplicate(subscriberOptions), commandTimeout)
     const subscriber = connection.redis
+    const startTracking = tracker === undefined || ownRedis === undefined
+      ? undefined
+      : yield* prepareTracking(ownRedis, subscriber, tracker)
     yield* Effect.acquireRelease(
       Effect.sync(() => {
-        const message = (_channel: string, text: string) => onMessage(text)
-        const ready = () => void subscriber.subscribe(channel).then(onReconnect, () => {})
+        const message = (from: string, text: string) => {
+          if (from === channel) onMessage(text)
+        }
+        const ready = () => {
+          void startTracking?.()
+          void subscriber.subscribe(channel).then(onReconnect, () => {})
+        }
         const check = () => {
           if (subscriber.status === "ready") subscriber.ping().catch(() => {})
         }
@@ -403,7 +492,9 @@ const makeFrom = Effect.fnUntraced(function*(
           subscriber.off("ready", ready)
         })
     )
+    const tracking = startTracking?.()
     yield* subscribeOn(connection, channel)
+    if (tracking !== undefined) yield* Effect.timeoutOption(Effect.promise(() => tracking), commandTimeout)
   })
 
   /**
@@ -459,8 +550,66 @@ const makeFrom = Effect.fnUntraced(function*(
       )
     })
 
-  return { run, command, subscribe: isCluster(redis) ? subscribeToCluster(redis) : subscribeToServer }
+  return {
+    run,
+    command,
+    commandTracked,
+    scan,
+    subscribe: isCluster(redis) ? subscribeToCluster(redis) : subscribeToServer
+  }
 })
+
+/**
+ * Returns what begins on a new connection of the subscriber, and must be called before that subscribes to anything: only
+ * until then can it be asked for its id. A server that refuses any of it does not track.
+ */
+const prepareTracking = (
+  commands: Redis,
+  subscriber: Redis,
+  tracker: Tracker
+): Effect.Effect<() => Promise<void>, never, Scope.Scope> => {
+  const channel = "__redis__:invalidate"
+  const prefix = commands.options.keyPrefix ?? ""
+  let id: number | undefined
+  const redirect = async () => {
+    try {
+      if (id === undefined || commands.status !== "ready") return
+      // Only what is asked for is tracked: the scripts' own reads would fill the server's memory.
+      await commands.call("CLIENT", "TRACKING", "ON", "REDIRECT", id, "OPTIN", "NOLOOP")
+      tracker.onStart()
+    } catch {}
+  }
+  const begin = async () => {
+    id = undefined
+    try {
+      const asked = await subscriber.client("ID")
+      await subscriber.subscribe(channel)
+      id = asked
+      await redirect()
+    } catch {}
+  }
+  const message = (from: Buffer, keys: unknown) => {
+    if (from.toString() !== channel) return
+    if (keys === null) return tracker.onChange(undefined)
+    // What anybody may have published there is text.
+    if (!Array.isArray(keys)) return
+    for (const key of keys.map(String)) if (key.startsWith(prefix)) tracker.onChange(key.slice(prefix.length))
+  }
+  return Effect.as(
+    Effect.acquireRelease(
+      Effect.sync(() => {
+        commands.on("ready", redirect)
+        subscriber.on("messageBuffer", message)
+      }),
+      () =>
+        Effect.sync(() => {
+          commands.off("ready", redirect)
+          subscriber.off("messageBuffer", message)
+        })
+    ),
+    begin
+  )
+}
 
 const isCluster = (redis: Redis | Cluster): redis is Cluster => redis.isCluster
 

@@ -24,6 +24,7 @@ import * as LockError from "@effect-lock/core/LockError"
 import * as LockStore from "@effect-lock/core/LockStore"
 import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
+import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FiberSet from "effect/FiberSet"
@@ -36,6 +37,7 @@ import * as Crypto from "node:crypto"
 import * as Os from "node:os"
 import { driftFactor, invalid, keyPrefix, millis, resolve as read } from "./internal/options.ts"
 import * as scripts from "./internal/scripts.ts"
+import * as Tracking from "./internal/tracking.ts"
 import * as WaitingRoom from "./internal/waitingRoom.ts"
 import * as RedisClient from "./RedisClient.ts"
 
@@ -59,6 +61,13 @@ export interface StoreOptions {
    * Whether grants are pushed over a subscriber connection. Without, waiters ask every `pollInterval`. Default true.
    */
   readonly push?: boolean | undefined
+  /**
+   * Whether a holder is told at once that its key was deleted by somebody else: by `DEL`, `FLUSHALL`, eviction. Otherwise its
+   * next renewal finds out. It costs one small read for a lease that is held for longer than 50 milliseconds, and one for
+   * each renewal. Default true, which means where the server can: from Redis 6 on, not on a Cluster, not over a borrowed
+   * client, not without `push`, and not if the user may not use `CLIENT TRACKING` or `SUBSCRIBE __redis__:invalidate`.
+   */
+  readonly tracking?: boolean | undefined
   /** How often a client asks for each key with waiters when `push` is off. Default 100 milliseconds. */
   readonly pollInterval?: Duration.Input | undefined
   /** How long waiters bear a server that does not answer before they fail. Default 30 seconds. */
@@ -141,8 +150,8 @@ export interface ClusterAddress {
  */
 export const layer = (
   options: Options = {}
-): Layer.Layer<LockStore.LockStore, LockError.LockStoreError | LockError.LockInvalid> =>
-  Layer.effect(LockStore.LockStore, make(options))
+): Layer.Layer<LockStore.LockStore | LockStore.PermitStore, LockError.LockStoreError | LockError.LockInvalid> =>
+  Layer.effectContext(Effect.map(make(options), provided))
 
 /**
  * `layer` with its options read from configuration.
@@ -161,8 +170,10 @@ export const layer = (
  */
 export const layerConfig = (
   options: Config.Wrap<Options>
-): Layer.Layer<LockStore.LockStore, LockError.LockStoreError | LockError.LockInvalid | Config.ConfigError> =>
-  Layer.effect(LockStore.LockStore, Effect.flatMap(Config.unwrap(options), make))
+): Layer.Layer<
+  LockStore.LockStore | LockStore.PermitStore,
+  LockError.LockStoreError | LockError.LockInvalid | Config.ConfigError
+> => Layer.effectContext(Effect.map(Effect.flatMap(Config.unwrap(options), make), provided))
 
 /**
  * A store on an ioredis client that the application has already, and that stays open. Only the connection for pushes is the
@@ -179,26 +190,31 @@ export const layerConfig = (
 export const layerClient = (
   client: Redis | Cluster,
   options: StoreOptions = {}
-): Layer.Layer<LockStore.LockStore, LockError.LockStoreError | LockError.LockInvalid> =>
-  Layer.effect(
-    LockStore.LockStore,
+): Layer.Layer<LockStore.LockStore | LockStore.PermitStore, LockError.LockStoreError | LockError.LockInvalid> =>
+  Layer.effectContext(
     Effect.flatMap(resolve(options), (settings) =>
       Effect.flatMap(
         RedisClient.fromConnection(client, settings.commandTimeout),
-        (redis) => makeStore(redis, settings)
+        (redis) => Effect.map(makeStore(redis, settings), provided)
       ))
   )
+
+const provided = (
+  store: LockStore.PermitStore["Service"]
+): Context.Context<LockStore.LockStore | LockStore.PermitStore> =>
+  Context.make(LockStore.LockStore, store).pipe(Context.add(LockStore.PermitStore, store))
 
 interface Settings extends WaitingRoom.Settings {
   readonly keyPrefix: string
   readonly commandTimeout: number
   readonly push: boolean
+  readonly tracking: boolean
   readonly driftFactor: number
 }
 
 const make = (
   options: Options
-): Effect.Effect<LockStore.LockStore["Service"], LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> =>
+): Effect.Effect<LockStore.PermitStore["Service"], LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> =>
   Effect.flatMap(
     resolve(options),
     (settings) => Effect.flatMap(open(options, settings), (redis) => makeStore(redis, settings))
@@ -223,7 +239,7 @@ const open = Effect.fnUntraced(function*(
 const makeStore = Effect.fnUntraced(function*(
   redis: RedisClient.RedisClient,
   settings: Settings
-): Effect.fn.Return<LockStore.LockStore["Service"], LockError.LockStoreError, Scope.Scope> {
+): Effect.fn.Return<LockStore.PermitStore["Service"], LockError.LockStoreError, Scope.Scope> {
   const clock = yield* Clock.clockWith(Effect.succeed)
   const clientId = Crypto.randomUUID().replaceAll("-", "")
   const channels = `${settings.keyPrefix}:inbox:`
@@ -235,29 +251,35 @@ const makeStore = Effect.fnUntraced(function*(
     return [hash, `${hash}:queue`, `${hash}:waiters`, `${hash}:clients`]
   }
 
-  const listeners = new Set<(loss: LockStore.News) => void>()
-  const tell = (loss: LockStore.News): void => {
-    for (const listener of listeners) listener(loss)
+  const listeners = new Set<(news: LockStore.News) => void>()
+  const tell = (news: LockStore.News): void => {
+    for (const listener of listeners) listener(news)
   }
 
-  yield* checkServer(redis, keysOf("startup"), channels + clientId)
+  const version = yield* checkServer(redis, keysOf("startup"), channels + clientId)
   const room = yield* WaitingRoom.make(
     (key, sentAt, ids) =>
       redis.run(scripts.heartbeat, keysOf(key), [clientId, settings.liveness, stampOf(sentAt), channels, ...ids]),
     settings,
     clock
   )
+  const tracking = settings.tracking && version >= 6
+    ? yield* Tracking.make(redis, (key) => keysOf(key)[0]!, tell, clock)
+    : undefined
   if (settings.push) {
     yield* redis.subscribe(
       channels + clientId,
       (message) => {
         const [id, token, ttl, stamp] = message.split(" ")
         if (id === "!") return tell({ _tag: "TakenOver", holderId: token! })
+        if (id === "+") return tell({ _tag: "Wanted", holderId: token! })
+        if (id === "?") return room.dropped(token!)
         // The empty one by which the start has found out that it may publish.
         if (stamp === undefined) return
         room.granted(id!, { token: Number(token), ttl: Number(ttl), sentAt: instantOf(stamp) })
       },
-      room.look
+      room.look,
+      tracking
     )
   }
 
@@ -315,8 +337,10 @@ const makeStore = Effect.fnUntraced(function*(
         offer,
         settings.liveness,
         stampOf(sentAt),
-        waiter === undefined ? "0" : waiter.ticket,
-        channels
+        waiter?.ticket ?? "",
+        channels,
+        headStart(request.priority),
+        Number.isFinite(request.maxWaiters) ? request.maxWaiters : -1
       ], () => onUnanswered(request.key, request.holderId)) as Effect.Effect<AttemptReply, LockError.LockStoreError>
       return Effect.flatMap(call, (reply): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> => {
         switch (reply[0]) {
@@ -340,9 +364,10 @@ const makeStore = Effect.fnUntraced(function*(
             }))
           case 3:
             room.leave(request.holderId)
-            return Effect.fail(
-              refused("attempt", `key "${request.key}" is in use with a limit of ${reply[1]}, not ${request.limit}`)
-            )
+            return Effect.succeed({ _tag: "OtherLimit", limit: Number(reply[1]) })
+          case 4:
+            room.leave(request.holderId)
+            return Effect.succeed({ _tag: "QueueFull", standing: standingOf(reply[1]) })
         }
       })
     })
@@ -399,6 +424,25 @@ const makeStore = Effect.fnUntraced(function*(
       })
     })
 
+  const shrink: LockStore.PermitStore["Service"]["shrink"] = ({ holderId, key, token }, permits) =>
+    Effect.map(redis.run(scripts.shrink, keysOf(key), [holderId, token, permits, channels]), confirmation)
+
+  const setLimit: LockStore.PermitStore["Service"]["setLimit"] = (key, declared, limit) =>
+    // The first is the place of a holder id.
+    Effect.map(
+      redis.run(scripts.setLimit, keysOf(key), ["", declared, limit, channels]),
+      (reply): LockStore.LimitSet => {
+        const [done, current] = reply as readonly [1] | readonly [0, string]
+        return done === 1 ? { _tag: "Done" } : { _tag: "OtherLimit", limit: Number(current) }
+      }
+    )
+
+  const watch: LockStore.LockStore["Service"]["watch"] = ({ holderId, key, token }) =>
+    Effect.map(redis.run(scripts.watch, keysOf(key), [holderId, token, channels]), (reply): LockStore.Watch => {
+      const [done, isWanted] = reply as readonly [0] | readonly [1, 0 | 1]
+      return done === 1 ? { _tag: "Done", isWanted: isWanted === 1 } : { _tag: "NotHeld" }
+    })
+
   const onNews: LockStore.LockStore["Service"]["onNews"] = (listener) =>
     Effect.acquireRelease(
       Effect.sync(() => void listeners.add(listener)),
@@ -407,9 +451,10 @@ const makeStore = Effect.fnUntraced(function*(
 
   const inspect: LockStore.LockStore["Service"]["inspect"] = (key) =>
     Effect.map(redis.run(scripts.inspect, keysOf(key), []), (reply) => {
-      const [holders, waiters] = reply as InspectReply
+      const [holders, waiters, limit] = reply as InspectReply
       return {
         key,
+        ...holders.length + waiters.length > 0 ? { limit: Number(limit) } : undefined,
         holders: holders.map(holderOf),
         waiters: waiters.map(([holderId, permits, waitedFor, metadata]) => ({
           holderId,
@@ -420,7 +465,20 @@ const makeStore = Effect.fnUntraced(function*(
       }
     })
 
-  return {
+  const list: LockStore.LockStore["Service"]["list"] = (prefix) => {
+    const begin = `${settings.keyPrefix}:{`
+    return Effect.map(
+      redis.scan(`${RedisClient.escapeGlob(begin + encode(prefix))}*}`),
+      (names) =>
+        names.flatMap((name) => {
+          const key = name.slice(begin.length, -1)
+          // What belongs to a key comes after its brace.
+          return key.includes("}") ? [] : [decode(key)]
+        })
+    )
+  }
+
+  const store: LockStore.PermitStore["Service"] = {
     name: "redis",
     driftFactor: settings.driftFactor,
     identity,
@@ -431,9 +489,14 @@ const makeStore = Effect.fnUntraced(function*(
     takeover,
     transfer,
     adopt,
+    shrink,
+    setLimit,
+    watch,
     onNews,
-    inspect
+    inspect,
+    list
   }
+  return tracking?.isOn() === true ? tracking.observe(store) : store
 })
 
 type HolderReply = readonly [
@@ -452,10 +515,12 @@ type AttemptReply =
   | readonly [1, token: string, ttl?: string]
   | readonly [2, ticket: string, standing: StandingReply, next: string]
   | readonly [3, limit: string]
+  | readonly [4, standing: StandingReply]
 
 type InspectReply = readonly [
   holders: ReadonlyArray<HolderReply>,
-  waiters: ReadonlyArray<readonly [id: string, permits: number, waitedFor: number, metadata: string]>
+  waiters: ReadonlyArray<readonly [id: string, permits: number, waitedFor: number, metadata: string]>,
+  limit: string
 ]
 
 const holderOf = ([holderId, token, permits, heldFor, timeLeft, metadata]: HolderReply): LockError.HolderInfo => ({
@@ -485,15 +550,20 @@ const instantOf = (stamp: string): LockStore.Instant => {
 // The part in braces decides the hash slot and must survive in one piece, whatever the key contains.
 const encode = (key: string): string => /[%}]/.test(key) ? key.replaceAll("%", "%25").replaceAll("}", "%7D") : key
 
+const decode = (name: string): string => name.replace(/%(25|7D)/g, (_, code) => code === "25" ? "%" : "}")
+
+// Microseconds, and no more than keeps a place an exact number: no finite priority is worth that much.
+const headStart = (priority: number): number => Math.min(Math.round(priority * 10_000_000), 2 ** 52)
+
 const refused = (operation: string, detail: string): LockError.LockStoreError =>
   new LockError.LockStoreError({ store: "redis", operation, reason: "Refused", detail })
 
-/** Finds out at start what would otherwise be found out under load. */
+/** Finds out at start what would otherwise be found out under load. Returns the server's major version, 5 if it is not known. */
 const checkServer = Effect.fnUntraced(function*(
   redis: RedisClient.RedisClient,
   keys: ReadonlyArray<string>,
   inbox: string
-): Effect.fn.Return<void, LockError.LockStoreError> {
+): Effect.fn.Return<number, LockError.LockStoreError> {
   yield* redis.run(scripts.inspect, keys, [])
   // A script that nobody has used yet costs one more round trip, and nobody may be left to make it.
   yield* Effect.ignore(
@@ -517,11 +587,12 @@ const checkServer = Effect.fnUntraced(function*(
       `Redis may evict locks under memory pressure: maxmemory-policy is ${policy}; set it to noeviction`
     ).pipe(Effect.annotateLogs({ module: "effect-lock" }))
   }
+  return version === undefined ? 5 : Number.parseInt(version, 10)
 })
 
 const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockInvalid> =>
   read(() => {
-    const { push = true } = options
+    const { push = true, tracking = true } = options
     const prefix = keyPrefix(options.keyPrefix)
     const drift = driftFactor(options.driftFactor)
     const heartbeat = millis("heartbeat", options.heartbeat ?? 2000, 20_000)
@@ -530,6 +601,7 @@ const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockI
       keyPrefix: prefix,
       driftFactor: drift,
       push,
+      tracking: tracking && push,
       commandTimeout: millis("commandTimeout", options.commandTimeout ?? 2000),
       interval: push ? heartbeat : Math.min(heartbeat, pollInterval),
       // An offer outlives two lost heartbeats, and a client three missed ones.

@@ -1,6 +1,11 @@
 /**
  * @since 0.1.0
  */
+export * as FencedRedis from "./FencedRedis.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as QuorumLockStore from "./QuorumLockStore.ts"
 
 /**

@@ -189,7 +189,7 @@ describe("cleanup", () => {
             // A push has no reply that could be held, and a poll may come once more or less.
             assert.isAtLeast(acted, deeds.length * (steps.length - 1) * (moments.length - 1))
             yield* until(Effect.map(fibers.count, (count) => count === atRest), "no fiber is left of a lock")
-            const inboxes = (yield* server.command("PUBSUB", "CHANNELS")) as Array<string>
+            const inboxes = (yield* server.command("PUBSUB", "CHANNELS", "effect-lock:inbox:*")) as Array<string>
             assert.lengthOf(inboxes, scenario.store?.push === false ? 1 : 2)
             yield* shared.client.close
             yield* until(Effect.map(fibers.count, (count) => count === atStart), "no fiber is left of a client")

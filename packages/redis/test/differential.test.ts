@@ -149,7 +149,10 @@ class Side {
             return { answer: "Queued", ...attempt.standing }
           }
           case "Refused":
-            return { answer: "Refused", ...attempt.standing }
+          case "QueueFull":
+            return { answer: attempt._tag, ...attempt.standing }
+          case "OtherLimit":
+            return { answer: "OtherLimit", limit: attempt.limit }
         }
       }),
       Effect.catch(({ detail, reason }) => Effect.succeed<Answer>({ answer: reason, detail: detail ?? "" }))
@@ -194,6 +197,7 @@ interface Answer {
   readonly detail?: string
   readonly token?: number
   readonly ttl?: number
+  readonly limit?: number
   readonly holders?: LockStore.Standing["holders"]
   readonly waiters?: LockStore.KeyState["waiters"]
   readonly position?: number

@@ -1,12 +1,12 @@
-import { LockMetrics } from "@effect-lock/core"
 import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Layer, Metric } from "effect"
+import { Effect, Layer } from "effect"
 import { Redis } from "ioredis"
 import * as Fs from "node:fs"
 import { RedisLockStore } from "../src/index.ts"
-import { build, connect, connections, hold, keysOf, leftovers, queued, until } from "./support/client.ts"
-import { quietly, uncounted, withFiberCount, withMetrics } from "./support/observe.ts"
+import { build, connect, connections, hold, keysOf, queued, until } from "./support/client.ts"
+import { quietly, uncounted, withFiberCount } from "./support/observe.ts"
+import { random } from "./support/random.ts"
 
 const count = (kind: RegExp) =>
   Effect.sync(() => process.getActiveResourcesInfo().filter((resource) => kind.test(resource)).length)
@@ -40,102 +40,7 @@ const borrow = (server: RedisServer.Server) =>
 const listeners = (redis: Redis) =>
   redis.eventNames().map((name) => `${String(name)}: ${redis.listenerCount(name)}`).toSorted()
 
-/** The same numbers for the same seed. */
-const random = (seed: number) => () => {
-  seed = (seed + 0x6D2B79F5) | 0
-  let t = Math.imul(seed ^ (seed >>> 15), 1 | seed)
-  t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-  return ((t ^ (t >>> 14)) >>> 0) / 4294967296
-}
-
 describe("leaks", () => {
-  it.live("G11: thousands of locks, interrupted and timed out at random, leave neither sockets, fibers, listeners nor keys", () =>
-    withFiberCount((fibers) =>
-      Effect.gen(function*() {
-        const server = yield* RedisServer.make()
-        const borrowed = yield* borrow(server)
-        // Short offers, for a hand-over may meet one who is just leaving.
-        const options = { heartbeat: 200 }
-        const clients = [
-          yield* connect(server, { store: options }),
-          yield* build(RedisLockStore.layerClient(borrowed, options)),
-          yield* connect(server, { store: { ...options, push: false, pollInterval: 20 } })
-        ]
-        const keys = ["a", "b", "c"]
-        const seed = 20261120
-        let entered = 0
-        let outcomes = 0
-
-        const churn = (fiber: number, cycles: number) => {
-          const next = random(seed + fiber)
-          const pick = <A>(items: ReadonlyArray<A>): A => items[Math.floor(next() * items.length)]!
-          const work = Effect.gen(function*() {
-            entered++
-            const turns = Math.floor(next() * 4)
-            for (let i = 0; i < turns; i++) yield* Effect.yieldNow
-            if (next() < 0.1) return yield* Effect.fail("failed")
-          })
-          const cycle = Effect.suspend(() => {
-            const { lock } = pick(clients)
-            const key = pick(keys)
-            const kind = next()
-            const locked: Effect.Effect<unknown, unknown> = kind < 0.5
-              ? lock.withLock(work, key)
-              : kind < 0.7
-              ? lock.withLock(work, key, { waitTimeout: Math.floor(next() * 5) })
-              : kind < 0.85
-              ? Effect.scoped(Effect.flatMap(lock.acquire(key), (lease) => lease.protect(work)))
-              : lock.withLockIfAvailable(work, key)
-            return next() < 0.5 ? locked : Effect.timeout(locked, next() * 4)
-          })
-          return Effect.exit(cycle).pipe(
-            Effect.tap(() => Effect.sync(() => outcomes++)),
-            Effect.repeat({ times: cycles - 1 })
-          )
-        }
-        const run = (fiberCount: number, cycles: number) =>
-          Effect.forEach(Array.from({ length: fiberCount }, (_, i) => i), (fiber) => churn(fiber, cycles), {
-            concurrency: "unbounded",
-            discard: true
-          })
-        const census = Effect.gen(function*() {
-          return {
-            connections: yield* connections(server),
-            files: yield* openFiles,
-            sockets: yield* sockets,
-            fibers: yield* fibers.count,
-            listeners: listeners(borrowed)
-          }
-        })
-        const settled = until(
-          Effect.gen(function*() {
-            const waiting = yield* Metric.value(LockMetrics.waiting)
-            const held = yield* Metric.value(LockMetrics.held)
-            return waiting.value === 0 && held.value === 0
-          }),
-          "nobody waits or holds"
-        )
-
-        yield* run(20, 5)
-        yield* settled
-        // The watcher over leases falls asleep a moment after the last one.
-        yield* Effect.sleep(1500)
-        const before = yield* census
-        yield* run(30, 120)
-        yield* settled
-        assert.strictEqual(outcomes, 100 + 30 * 120)
-        assert.isAbove(entered, 1000)
-        yield* until(
-          Effect.map(fibers.count, (count) => count <= before.fibers),
-          "the fibers are back to where they began"
-        )
-        const after = yield* census
-        assert.deepStrictEqual(after, before)
-        for (const key of keys) assert.deepStrictEqual(yield* leftovers(server, key), [], key)
-        for (const key of keys) yield* clients[0]!.lock.withLock(Effect.void, key, { waitTimeout: "1 second" })
-      })
-    ).pipe(withMetrics, quietly))
-
   it.live("G11: closing the layer closes both connections, and only those that are its own", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()

@@ -50,6 +50,7 @@ const contend = Effect.fnUntraced(function*(name: string, goal: number, rules: b
         if (script.name === "writeBack") result.writtenBack++
         return delayed(connection.run(script, keys, args))
       },
+      list: () => Effect.succeed([]),
       trouble: undefined,
       recovered: Effect.void,
       suspect: () => {}

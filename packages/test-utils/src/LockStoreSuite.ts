@@ -9,7 +9,7 @@
  *
  * @since 0.1.0
  */
-import type { LockStore } from "@effect-lock/core/LockStore"
+import type { LockStore, PermitStore } from "@effect-lock/core/LockStore"
 import { layer as layerOf } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -18,10 +18,10 @@ import * as References from "effect/References"
 import type { Check, Need } from "./internal/check.ts"
 import { lockChecks } from "./internal/lockChecks.ts"
 import { storeChecks } from "./internal/storeChecks.ts"
-import { type Options, Subject } from "./internal/subject.ts"
+import { type MutexOptions, type Options, subjectOf } from "./internal/subject.ts"
 
 export type { Check, Need } from "./internal/check.ts"
-export { type Options, Subject } from "./internal/subject.ts"
+export { type MutexOptions, type Options, Subject } from "./internal/subject.ts"
 
 /**
  * Registers every check as a vitest test, on a store that is built once for all of them. What the options say that the
@@ -43,14 +43,17 @@ export { type Options, Subject } from "./internal/subject.ts"
  * @category constructors
  * @since 0.1.0
  */
-export const suite = <E, E2 = never>(
+export const suite: {
+  <E, E2 = never>(name: string, layer: Layer.Layer<LockStore | PermitStore, E>, options?: Options<E2>): void
+  <E, E2 = never>(name: string, layer: Layer.Layer<LockStore, E>, options: MutexOptions<E2>): void
+} = <E, E2>(
   name: string,
   layer: Layer.Layer<LockStore, E>,
-  options: Options<E2> = {}
+  options: Options<E2, LockStore> = {}
 ): void => {
   const { patience = "20 seconds" } = options
   const timeout = 3 * Duration.toMillis(Duration.fromInputUnsafe(patience))
-  layerOf(Subject.layer(layer, options), { concurrent: true, excludeTestServices: true, timeout })(name, (it) => {
+  layerOf(subjectOf(layer, options), { concurrent: true, excludeTestServices: true, timeout })(name, (it) => {
     for (const { name, needs, run } of checks) {
       if (needs.every((need) => isPromised(need, options))) it.effect(name, () => run, { timeout })
     }
@@ -69,7 +72,7 @@ export const checks: ReadonlyArray<Check> = [...storeChecks, ...lockChecks].map(
   run: Effect.provideService(check.run, References.MinimumLogLevel, "Error")
 }))
 
-const isPromised = (need: Need, { order, otherClient, permits }: Options<unknown>): boolean => {
+const isPromised = (need: Need, { order, otherClient, permits }: Options<unknown, LockStore>): boolean => {
   switch (need) {
     case "fifo":
       return order !== "progress"

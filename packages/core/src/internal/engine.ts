@@ -23,6 +23,7 @@ import * as LockMetrics from "../LockMetrics.ts"
 import * as LockOptions from "../LockOptions.ts"
 import type { KeyState, LockStore, PermitStore } from "../LockStore.ts"
 import type { Target } from "../Permits.ts"
+import { Arrears } from "./arrears.ts"
 import * as events from "./events.ts"
 import * as holdings from "./holding.ts"
 import { elapsedUnsafe, nowUnsafe } from "./instant.ts"
@@ -139,12 +140,14 @@ export const make = Effect.fnUntraced(function*(
     // Closed after everything that is forked into it has been waited for.
     scope: Scope.forkUnsafe(yield* Scope.Scope),
     nursery: new holdings.Nursery(),
+    arrears: new Arrears(),
     sequence: 0,
     closed: false,
     floor: 0
   }
   // Watches until everything has been closed.
   yield* Effect.forkScoped(client.nursery.watch)
+  yield* Effect.forkScoped(client.arrears.settle)
   yield* Effect.addFinalizer(() => closeAll(client, base.releaseTimeout))
   const scopedHolds = new Map<string, Set<ScopedHold>>()
   const regionId = (key: string) => `${client.id}/${key}`

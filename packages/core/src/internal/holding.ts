@@ -23,6 +23,7 @@ import {
 import * as LockMetrics from "../LockMetrics.ts"
 import type { Resolved } from "../LockOptions.ts"
 import type { Attempt, Grant, Held, Instant, LockStore, Request, Signal, Standing } from "../LockStore.ts"
+import * as arrears from "./arrears.ts"
 import * as events from "./events.ts"
 import { elapsedUnsafe, monotonicUnsafe, nowUnsafe } from "./instant.ts"
 import type { Region } from "./region.ts"
@@ -40,6 +41,7 @@ export interface Client {
   /** Owns what outlives a lock's own scope: the background abandon of a lost lease. */
   readonly scope: Scope.Scope
   readonly nursery: Nursery
+  readonly arrears: arrears.Arrears
   sequence: number
   /** No command that asks for a lock is sent any more. */
   closed: boolean
@@ -729,10 +731,11 @@ const countEnd = (holding: Holding): Effect.Effect<void> =>
     return Effect.void
   })
 
-const release = (holding: Holding): Effect.Effect<void> => {
-  const keepFor = Math.max(0, Math.ceil(holding.options.minHold - holding.heldFor()))
-  return unfailing(holding, "release", () => holding.client.store.release(holding, keepFor))
-}
+const release = (holding: Holding): Effect.Effect<void> =>
+  unfailing(holding, "release", () => {
+    const keepFor = Math.max(0, Math.ceil(holding.options.minHold - holding.heldFor()))
+    return holding.client.store.release(holding, keepFor)
+  })
 
 const abandon = (holding: Holding): Effect.Effect<void> =>
   unfailing(holding, "abandon", () => holding.client.store.abandon(holding.key, holding.holderId))
@@ -761,16 +764,20 @@ const unfailing = (
             reason: "Timeout",
             limitName: "releaseTimeout",
             limit: holding.options.releaseTimeout,
-            detail: `it keeps "${holding.key}" until its ttl ends`
+            detail: `it may keep "${holding.key}" until its ttl ends`
           })
         )
     }),
-    Effect.catchCause((cause) =>
-      Effect.andThen(
+    Effect.catchCause((cause) => {
+      if (arrears.isUnknown(cause)) {
+        const until = monotonicUnsafe(holding.clock) + holding.ttl
+        holding.client.arrears.add({ send: attempt, timeout: holding.options.releaseTimeout, until })
+      }
+      return Effect.andThen(
         Metric.update(LockMetrics.releaseFailures, 1),
         annotate(holding, Effect.logWarning(`Could not ${operation} "${holding.key}"`, cause))
       )
-    ),
+    }),
     Effect.asVoid
   )
 }

@@ -160,7 +160,9 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
       const behind = others.findIndex(([, other]) => other.place > place)
       key.queue = new Map(others.toSpliced(behind === -1 ? others.length : behind, 0, [request.holderId, waiter]))
     }
-    for (const [holderId, holder] of key.holders) if (holder.isWatched) tell({ _tag: "Wanted", holderId })
+    for (const [holderId, holder] of key.holders) {
+      if (holder.isWatched && holder.state === "held") tell({ _tag: "Wanted", holderId })
+    }
     return waiter
   }
 
@@ -225,7 +227,10 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
         return { _tag: "Granted", grant: { token: mine.token, ttl: request.ttl, sentAt: nowUnsafe(clock) } }
       }
       if (key.declared !== limit && isIdle(key)) key.declared = key.limit = limit
-      if (key.declared !== limit || permits > key.limit) return { _tag: "OtherLimit", limit: key.limit }
+      if (key.declared !== limit || permits > key.limit) {
+        if (key.queue.delete(holderId)) pump(key)
+        return { _tag: "OtherLimit", limit: key.limit }
+      }
       key.usedAt = time()
       let waiter = key.queue.get(holderId)
       if (waiter === undefined && key.queue.size === 0 && permits <= free(key)) {
@@ -339,7 +344,7 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
       const found = held(lease)
       if (found === undefined) return "NotHeld"
       const [key, holder] = found
-      holder.permits = Math.min(holder.permits, permits)
+      holder.permits = Math.min(holder.permits, Math.max(1, permits))
       pump(key)
       return "Done"
     })

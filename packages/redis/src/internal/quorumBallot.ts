@@ -45,6 +45,8 @@ export interface Voter {
   /** Where this voter keeps which process may vote since when; undefined where every lock does. */
   readonly mark: string | undefined
   readonly run: RedisClient["run"]
+  /** The names of this voter's keys that begin so. */
+  readonly list: (begin: string) => Effect.Effect<ReadonlyArray<string>, LockError.LockStoreError>
   /** Set while it does not answer: nobody waits for it then, and nothing piles up before it. */
   readonly trouble: NoAnswer | undefined
   readonly recovered: Effect.Effect<void>

@@ -42,6 +42,8 @@ interface Entry {
   readonly releasedBy: Set<ballots.Voter>
   /** The voters that have told of an eviction. */
   readonly evictedBy: Set<ballots.Voter>
+  /** Whether it is told when another of this client queues. */
+  isWatched: boolean
   /** The next delay; fails with `Done` when there are no more tries. */
   step: ((now: number) => Pull.Pull<[unknown, Duration.Duration], never, unknown>) | undefined
   /** Done when it is worth looking again. */
@@ -110,6 +112,7 @@ export const make = Effect.fnUntraced(function*(
         lease: undefined,
         releasedBy: new Set(),
         evictedBy: new Set(),
+        isWatched: false,
         step: undefined,
         wake: Deferred.makeUnsafe(),
         turnUntil: Infinity,
@@ -125,8 +128,12 @@ export const make = Effect.fnUntraced(function*(
 
   const enqueue = (entry: Entry): void => {
     const queue = queues.get(entry.key)
+    if (queue?.has(entry.holderId) === true) return
     if (queue === undefined) queues.set(entry.key, new Map([[entry.holderId, entry]]))
-    else if (!queue.has(entry.holderId)) queue.set(entry.holderId, entry)
+    else queue.set(entry.holderId, entry)
+    for (const { holderId, isWatched, key, lease } of entries.values()) {
+      if (isWatched && key === entry.key && lease?.isOver === false) tell({ _tag: "Wanted", holderId })
+    }
   }
 
   /** Nobody's turn is kept waiting by one that does not come back for it. */
@@ -285,6 +292,14 @@ export const make = Effect.fnUntraced(function*(
   ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> =>
     Effect.suspend(() => {
       if (Deferred.isDoneUnsafe(entry.wake)) entry.wake = Deferred.makeUnsafe()
+      const queue = queues.get(entry.key)
+      if (queue?.has(entry.holderId) !== true && (queue?.size ?? 0) >= request.maxWaiters) {
+        // Nobody may wait: all it can have is a key that is free.
+        return queue === undefined ? Effect.map(attemptNow(request, entry, 10), full) : Effect.succeed(full({
+          _tag: "Refused",
+          standing: { holders: turnOf(queue)?.standing ?? [], ...placeOf(entry.key, entry.holderId) }
+        }))
+      }
       enqueue(entry)
       // An attempt takes two polls at most.
       const patience = 2 * voterTimeout + 1000
@@ -403,7 +418,7 @@ export const make = Effect.fnUntraced(function*(
           grant === undefined
             ? ask(request, entry)
             : Effect.succeed<LockStore.Attempt>({ _tag: "Granted", grant })),
-      ({ _tag }) => _tag === "Refused"
+      ({ _tag }) => _tag === "Refused" || _tag === "QueueFull"
     )
 
   const takeover: LockStore.LockStore["Service"]["takeover"] = (request) =>
@@ -521,9 +536,9 @@ export const make = Effect.fnUntraced(function*(
       }
     )
 
-  const listeners = new Set<(loss: LockStore.News) => void>()
-  const tell = (loss: LockStore.News): void => {
-    for (const listener of listeners) listener(loss)
+  const listeners = new Set<(news: LockStore.News) => void>()
+  const tell = (news: LockStore.News): void => {
+    for (const listener of listeners) listener(news)
   }
   const onNews: LockStore.LockStore["Service"]["onNews"] = (listener) =>
     Effect.acquireRelease(
@@ -721,7 +736,8 @@ export const make = Effect.fnUntraced(function*(
       ).pipe(Effect.map(() => ({ holders: holdersIn(holders, unanswered), ...place })))
     })
 
-  const inspect: LockStore.LockStore["Service"]["inspect"] = (key) =>
+  /** What the voters that answer know of a key. */
+  const look = (operation: string, key: string) =>
     Effect.suspend(() => {
       const votes = new Map<ballots.Voter, ballots.Vote>()
       const holders: Array<ballots.Holder> = []
@@ -749,26 +765,70 @@ export const make = Effect.fnUntraced(function*(
         votes
       ).pipe(
         Effect.flatMap(() => {
-          if (answered < quorum) return Effect.fail(undecided("inspect", votes))
-          const unanswered = voters.length - answered
-          const waiters = Array.from(queues.get(key)?.values() ?? [], (entry): LockStore.WaiterInfo => ({
-            holderId: entry.holderId,
-            permits: 1,
-            waitedFor: LockStore.elapsedUnsafe(entry.since, clock),
-            metadata: entry.metadata
-          }))
-          const counts = new Map<string, number>()
-          for (const waiter of remote) {
-            const count = (counts.get(waiter.holderId) ?? 0) + 1
-            counts.set(waiter.holderId, count)
-            if (count === Math.max(1, quorum - unanswered)) waiters.push(waiter)
-          }
-          return Effect.succeed({
-            key,
-            holders: holdersIn(holders, unanswered, true),
-            waiters: waiters.toSorted((a, b) => b.waitedFor - a.waitedFor)
-          })
+          if (answered < quorum) return Effect.fail(undecided(operation, votes))
+          return Effect.succeed({ holders, remote, unanswered: voters.length - answered })
         })
+      )
+    })
+
+  const inspect: LockStore.LockStore["Service"]["inspect"] = (key) =>
+    Effect.map(look("inspect", key), ({ holders, remote, unanswered }) => {
+      const waiters = Array.from(queues.get(key)?.values() ?? [], (entry): LockStore.WaiterInfo => ({
+        holderId: entry.holderId,
+        permits: 1,
+        waitedFor: LockStore.elapsedUnsafe(entry.since, clock),
+        metadata: entry.metadata
+      }))
+      const counts = new Map<string, number>()
+      for (const waiter of remote) {
+        const count = (counts.get(waiter.holderId) ?? 0) + 1
+        counts.set(waiter.holderId, count)
+        if (count === Math.max(1, quorum - unanswered)) waiters.push(waiter)
+      }
+      const sure = holdersIn(holders, unanswered, true)
+      return {
+        key,
+        ...sure.length + waiters.length > 0 ? { limit: 1 } : undefined,
+        holders: sure,
+        waiters: waiters.toSorted((a, b) => b.waitedFor - a.waitedFor)
+      }
+    })
+
+  /** Of other clients' waiters a voter knows only where they are told of releases; of them nobody tells a watched holder. */
+  const watch: LockStore.LockStore["Service"]["watch"] = (held) =>
+    Effect.suspend(() => {
+      const entry = leaseOf(held)
+      if (entry === null || entry?.lease?.isOver === true) return Effect.succeed<LockStore.Watch>({ _tag: "NotHeld" })
+      return Effect.map(look("watch", held.key), ({ holders, remote, unanswered }): LockStore.Watch => {
+        const votes = holders.filter(({ holderId }) => holderId === held.holderId)
+        if (votes.length + unanswered < quorum) return { _tag: "NotHeld" }
+        if (entry !== undefined) entry.isWatched = true
+        return { _tag: "Done", isWanted: queues.has(held.key) || remote.length > 0 }
+      })
+    })
+
+  const list: LockStore.LockStore["Service"]["list"] = (prefix) =>
+    Effect.suspend(() => {
+      const votes = new Map<ballots.Voter, ballots.Vote>()
+      const keys = new Set<string>()
+      let answered = 0
+      const listOne = (voter: ballots.Voter) =>
+        Effect.map(ballots.answerOf(voter.list(voter.keyOf(prefix))), (answer) => {
+          if (ballots.isNoAnswer(answer)) {
+            votes.set(voter, answer)
+            return
+          }
+          answered++
+          const { length } = voter.keyOf("")
+          for (const name of answer as ReadonlyArray<string>) keys.add(name.slice(length))
+        })
+      return Effect.forEach(ballots.reachable(electorate, votes), listOne, {
+        concurrency: "unbounded",
+        discard: true
+      }).pipe(
+        Effect.flatMap(() =>
+          answered < quorum ? Effect.fail(undecided("list", votes)) : Effect.succeed(Array.from(keys))
+        )
       )
     })
 
@@ -811,8 +871,10 @@ export const make = Effect.fnUntraced(function*(
       takeover,
       transfer,
       adopt,
+      watch,
       onNews,
-      inspect
+      inspect,
+      list
     },
     receive: (from, message) => {
       const eviction = /^! (\d+) /.exec(message)
@@ -838,6 +900,9 @@ export const make = Effect.fnUntraced(function*(
     doubt: () => tell({ _tag: "InDoubt", key: undefined })
   }
 })
+
+const full = (answer: LockStore.Attempt): LockStore.Attempt =>
+  answer._tag === "Refused" ? { _tag: "QueueFull", standing: answer.standing } : answer
 
 type Lost = Extract<ballots.Verdict, { readonly _tag: "Lost" }>
 

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
 import * as Scope from "effect/Scope"
-import type * as RedisClient from "../RedisClient.ts"
+import * as RedisClient from "../RedisClient.ts"
 import type { NoAnswer, Voter } from "./quorumBallot.ts"
 import { answerOf } from "./quorumBallot.ts"
 import * as scripts from "./quorumScripts.ts"
@@ -71,14 +71,7 @@ export class ServerVoter implements Voter {
   run: RedisClient.RedisClient["run"] = (script, keys, args) =>
     Effect.suspend(() =>
       this.client === undefined
-        ? Effect.fail(
-          new LockError.LockStoreError({
-            store: "redis",
-            operation: script.name,
-            reason: "Unavailable",
-            detail: this.trouble?.detail
-          })
-        )
+        ? this.#unconnected(script.name)
         : Effect.tapError(this.client.run(script, keys, args), ({ detail, limit, reason }) =>
           Effect.sync(() => {
             if (reason === "Refused") return
@@ -89,6 +82,19 @@ export class ServerVoter implements Voter {
             )
           }))
     )
+
+  // That a list takes long says nothing of the voter.
+  list: Voter["list"] = (begin) =>
+    Effect.suspend(() =>
+      this.client === undefined
+        ? this.#unconnected("list")
+        : this.client.scan(`${RedisClient.escapeGlob(begin)}*`)
+    )
+
+  #unconnected(operation: string): Effect.Effect<never, LockError.LockStoreError> {
+    const detail = this.trouble?.detail
+    return Effect.fail(new LockError.LockStoreError({ store: "redis", operation, reason: "Unavailable", detail }))
+  }
 
   suspect(trouble: NoAnswer): void {
     if (this.trouble !== undefined) return

@@ -4,9 +4,10 @@ import { createHash } from "node:crypto"
  * A Lua script and the name its command has in errors. All scripts take the same four keys of one lock, in one hash slot:
  *
  * - `L` hash: `s` the summary (permits in use, a lower bound of the next expiry, the last fencing token, the latest expiry,
- *   the limit), and each grant under `h:<holder id>`
- * - `Q` sorted set: waiting holder ids by ticket
- * - `W` hash: what is known of each waiter, `b:<client>`: the stamp of the client's last sign of life, `t`: the last ticket
+ *   the limit, and the declared limit where another one was set), and each grant under `h:<holder id>`
+ * - `Q` sorted set: waiting holder ids by place: the ticket, microseconds that only grow, less the head start
+ * - `W` hash: what is known of each waiter, `b:<client>`: the stamp of the client's last sign of life, `t`: the last ticket,
+ *   `d:`: whether some waiters may be those of dead clients
  * - `C` sorted set: clients with waiters, by the time until which they count as alive
  *
  * Only the server's clock is used, only integers are stored, and every key has an expiry.
@@ -24,8 +25,9 @@ const script = (name: string, body: string, shortcut = ""): Script => {
   return { name, source, sha: createHash("sha1").update(source).digest("hex") }
 }
 
-// A grant is one string: expiry, token, permits, since, state and offer, client, metadata. State `h` is held, `o` is an
-// offer that nobody confirmed yet, `k` is kept for minHold, `t` is set aside for a ticket. Expiry is rounded up, so that a lease never ends early.
+// A grant is one string: expiry, token, permits, since, state and offer, client, metadata. State `h` is held, `w` too, and its
+// client is told when somebody queues; `o` is an offer that nobody confirmed yet, `k` is kept for minHold, `t` is set aside
+// for a ticket. Expiry is rounded up, so that a lease never ends early.
 const opening = `
 local L, Q, W, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local RETENTION = 60000
@@ -33,11 +35,11 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local own = 'h:' .. (ARGV[1] or '')
 local stored = redis.call('HMGET', L, 's', own)
-local used, nextExpiry, fence, lastExpiry, limit = 0, 0, 0, 0, 0
+local used, nextExpiry, fence, lastExpiry, limit, declared = 0, 0, 0, 0, 0, nil
 if stored[1] then
-  used, nextExpiry, fence, lastExpiry, limit = string.match(stored[1], '^(%d+) (%d+) (%d+) (%d+) (%d+)')
+  used, nextExpiry, fence, lastExpiry, limit, declared = string.match(stored[1], '^(%d+) (%d+) (%d+) (%d+) (%d+) ?(%d*)')
   used, nextExpiry, fence = tonumber(used), tonumber(nextExpiry), tonumber(fence)
-  lastExpiry, limit = tonumber(lastExpiry), tonumber(limit)
+  lastExpiry, limit, declared = tonumber(lastExpiry), tonumber(limit), tonumber(declared)
 end
 `
 
@@ -69,7 +71,19 @@ end
 
 -- Neither kept for minHold nor set aside for a ticket.
 local function isHeld(grant)
-  return grant.mode == 'h' or grant.mode == 'o'
+  return grant.mode == 'h' or grant.mode == 'o' or grant.mode == 'w'
+end
+
+-- Its holder has asked: an offer is confirmed.
+local function prolong(id, grant, ttl)
+  grant.expiry = math.max(grant.expiry, now + ttl + 1)
+  if grant.mode == 'o' then grant.mode = 'h' end
+  put(id, grant)
+end
+
+-- Nobody is in the way of another limit.
+local function declare(wanted)
+  if (declared or limit) ~= wanted then limit, declared, extended = wanted, nil, true end
 end
 
 -- Why a ticket can be adopted no more, for as long as somebody may ask.
@@ -146,13 +160,19 @@ local function pump(inbox)
     if waiter then
       permits, wanted, offer, client, floor, meta = string.match(waiter, '^(%d+) (%d+) (%d+) (%S+) (%d+) %d+ (.*)$')
     end
-    if used == 0 and wanted then limit = tonumber(wanted) end
+    -- The rest was lost.
+    if limit == 0 and wanted then limit = tonumber(wanted) end
+    permits = tonumber(permits)
     if not client or tonumber(redis.call('ZSCORE', C, client) or 0) <= now then
       forget(head)
+    elseif permits > limit then
+      -- The limit was lowered: who can never be granted is told so when it asks again.
+      forget(head)
+      redis.call('PUBLISH', inbox .. client, '? ' .. head)
     elseif used + permits > limit then
       return true
     else
-      local token = grant(head, tonumber(permits), tonumber(offer), 'o', tonumber(offer), client, meta, tonumber(floor))
+      local token = grant(head, permits, tonumber(offer), 'o', tonumber(offer), client, meta, tonumber(floor))
       local stamp = redis.call('HGET', W, 'b:' .. client) or ''
       forget(head)
       redis.call('PUBLISH', inbox .. client, head .. ' ' .. int(token) .. ' ' .. offer .. ' ' .. stamp)
@@ -163,7 +183,10 @@ end
 local function save()
   if not changed then return end
   if used == 0 then nextExpiry, lastExpiry = 0, now end
-  local fields = { 's', string.format('%d %d %d %d %d', used, nextExpiry, fence, lastExpiry, limit) }
+  local summary = string.format('%d %d %d %d %d', used, nextExpiry, fence, lastExpiry, limit)
+  -- A limit that was set outlives the last use of its key by 30 days.
+  local expiry = int(lastExpiry + (declared and 2592000000 or RETENTION))
+  local fields = { 's', declared and summary .. ' ' .. int(declared) or summary }
   for field, value in pairs(writes) do
     fields[#fields + 1] = field
     fields[#fields + 1] = value
@@ -174,9 +197,9 @@ local function save()
   end
   writes = {}
   -- Setting an expiry is allowed when memory is short, and makes the server allow the rest: a lease can be renewed then.
-  if extended and stored[1] then redis.call('PEXPIREAT', L, int(lastExpiry + RETENTION)) end
+  if extended and stored[1] then redis.call('PEXPIREAT', L, expiry) end
   redis.call('HSET', L, unpack(fields))
-  if not stored[1] then redis.call('PEXPIREAT', L, int(lastExpiry + RETENTION)) end
+  if not stored[1] then redis.call('PEXPIREAT', L, expiry) end
 end
 
 -- A sign of life of a client that waits; the stamp is its own clock, given back with every grant pushed to it.
@@ -188,9 +211,9 @@ local function alive(client, liveness, stamp)
   redis.call('PEXPIRE', C, RETENTION)
 end
 
-local function standing(id)
+local function standing(id, all)
   local holders = {}
-  for i, grant in ipairs(grants()) do
+  for i, grant in ipairs(all or grants()) do
     if i > 16 then break end
     holders[i] = { grant.id, int(grant.token), grant.permits, now - grant.since, grant.expiry - now, grant.meta }
   end
@@ -199,15 +222,28 @@ end
 `
 
 /**
- * `{1, token}` granted · `{2, ticket, standing, next}` queued · `{0, standing}` refused · `{3, limit}` other limit in use
+ * `{1, token}` granted · `{2, ticket, standing, next}` queued · `{0, standing}` refused · `{3, limit}` other limit in use ·
+ * `{4, standing}` queue full
  *
  * @internal
  */
 export const attempt = script(
   "attempt",
   `
+-- Those of dead clients are dropped one by one, at the head; where they would keep others out, all at once.
+local function reap()
+  if redis.call('ZCOUNT', C, '-inf', int(now)) == 0 and not redis.call('HGET', W, 'd:') then return end
+  for _, other in ipairs(redis.call('ZRANGE', Q, 0, -1)) do
+    local client = string.match(redis.call('HGET', W, other) or '', '^%d+ %d+ %d+ (%S+)')
+    if not client or tonumber(redis.call('ZSCORE', C, client) or 0) <= now then
+      redis.call('ZREM', Q, other)
+      redis.call('HDEL', W, other)
+    end
+  end
+  redis.call('HDEL', W, 'd:')
+end
 local id, wait, meta, offer, liveness = ARGV[1], ARGV[6] == '1', ARGV[8], ARGV[9], tonumber(ARGV[10])
-local stamp, place, inbox = ARGV[11], tonumber(ARGV[12]), ARGV[13]
+local stamp, place, inbox, headStart, maxWaiters = ARGV[11], tonumber(ARGV[12]), ARGV[13], ARGV[14], tonumber(ARGV[15])
 dropExpired()
 local waiting = pump(inbox)
 save()
@@ -215,14 +251,15 @@ local mine = find(id)
 -- A duplicate that arrives after the release: what is kept is not its own any more.
 if mine and not isHeld(mine) then return { 0, standing(id) } end
 if mine then
-  mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
-  put(id, mine)
+  prolong(id, mine, ttl)
   save()
   return { 1, int(mine.token) }
 end
-if used == 0 then
-  limit = wanted
-elseif limit ~= wanted then
+if used == 0 then declare(wanted) end
+if (declared or limit) ~= wanted or permits > limit then
+  forget(id)
+  pump(inbox)
+  save()
   return { 3, int(limit) }
 end
 if not waiting and used + permits <= limit then
@@ -231,20 +268,28 @@ if not waiting and used + permits <= limit then
   return { 1, int(token) }
 end
 if not wait then return { 0, standing(id) } end
+local all = grants()
 if not redis.call('ZSCORE', Q, id) then
+  -- Who had a place already does not add to those who wait.
+  if not place and maxWaiters >= 0 and redis.call('ZCARD', Q) >= maxWaiters then
+    reap()
+    if redis.call('ZCARD', Q) >= maxWaiters then return { 4, standing(id, all) } end
+  end
   local ticket = math.max((tonumber(redis.call('HGET', W, 't')) or 0) + 1, time[1] * 1000000 + time[2])
-  if place == 0 then place = ticket end
-  redis.call('ZADD', Q, int(place), id)
+  redis.call('ZADD', Q, int(place or ticket - headStart), id)
   redis.call('HSET', W, 't', int(ticket))
   redis.call('HSET', W, id, table.concat({ int(permits), int(limit), offer, client, int(floor), int(now), meta }, ' '))
+  for _, grant in ipairs(all) do
+    if grant.mode == 'w' then redis.call('PUBLISH', inbox .. grant.client, '+ ' .. grant.id) end
+  end
 end
 alive(client, liveness, stamp)
-return { 2, redis.call('ZSCORE', Q, id), standing(id), int(nextExpiry - now) }
+return { 2, redis.call('ZSCORE', Q, id), standing(id, all), int(nextExpiry - now) }
 `,
-  // Free, and nobody waits.
+  // Free, with the limit that its callers declare, and nobody waits.
   `
 local client, ttl, permits, wanted, floor = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
-if used == 0 and redis.call('EXISTS', Q) == 0 then
+if used == 0 and not declared and permits <= wanted and redis.call('EXISTS', Q) == 0 then
   local token, expiry = math.max(fence + 1, floor + 1, time[1] * 1000000 + time[2]), now + ttl + 1
   local text = string.format('%d', token)
   redis.call('HSET', L, 's', string.format('%d %d %s %d %d', permits, expiry, text, expiry, wanted),
@@ -267,10 +312,7 @@ local id, token, ttl, inbox = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARG
 dropExpired()
 local mine = ownGrant()
 local held = mine and mine.token == token and isHeld(mine)
-if held then
-  mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
-  put(id, mine)
-end
+if held then prolong(id, mine, ttl) end
 pump(inbox)
 save()
 return held and 1 or 0
@@ -301,9 +343,9 @@ return held and 1 or 0
 `,
   // The only holder goes, and nobody waits.
   `
-if stored[2] and ARGV[3] == '0' and nextExpiry > now then
+if stored[2] and ARGV[3] == '0' and nextExpiry > now and not declared then
   local token, permits, mode = string.match(stored[2], '^%d+ (%d+) (%d+) %d+ (%a)')
-  if token == ARGV[2] and tonumber(permits) == used and (mode == 'h' or mode == 'o') and redis.call('EXISTS', Q) == 0 then
+  if token == ARGV[2] and tonumber(permits) == used and string.find('how', mode) and redis.call('EXISTS', Q) == 0 then
     redis.call('HDEL', L, own)
     redis.call('HSET', L, 's', string.format('0 0 %d %d %d', fence, now, limit))
     return 1
@@ -345,8 +387,7 @@ local floor, meta, inbox = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 dropExpired()
 local mine = ownGrant()
 if mine and isHeld(mine) then
-  mine.expiry, mine.mode = math.max(mine.expiry, now + ttl + 1), 'h'
-  put(id, mine)
+  prolong(id, mine, ttl)
   save()
   return { 1, int(mine.token) }
 end
@@ -355,7 +396,7 @@ for _, other in ipairs(grants()) do
   if isHeld(other) then redis.call('PUBLISH', inbox .. other.client, '! ' .. other.id)
   elseif other.mode == 't' then spend(other.id, 'TakenOver') end
 end
-limit = wanted
+declare(wanted)
 local token = grant(id, permits, ttl, 'h', 0, client, meta, floor)
 pump(inbox)
 save()
@@ -400,8 +441,7 @@ local ticketId, ticketToken, inbox = ARGV[6], tonumber(ARGV[7]), ARGV[8]
 dropExpired()
 local mine, aside, token = ownGrant(), find(ticketId), nil
 if mine and isHeld(mine) then
-  mine.expiry = math.max(mine.expiry, now + ttl + 1)
-  put(id, mine)
+  prolong(id, mine, ttl)
   token = mine.token
 elseif aside and aside.mode == 't' and aside.token == ticketToken then
   remove(ticketId, aside.permits)
@@ -430,6 +470,7 @@ if redis.call('EXISTS', Q) == 1 then alive(client, liveness, stamp) end
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', C, '-inf', int(now))) do
   redis.call('ZREM', C, dead)
   redis.call('HDEL', W, 'b:' .. dead)
+  redis.call('HSET', W, 'd:', 1)
 end
 pump(inbox)
 save()
@@ -447,7 +488,76 @@ return { int(nextExpiry - now), offers, unknown }
 )
 
 /**
- * `{holders, {{id, permits, waited, metadata}, ...}}`; changes nothing
+ * `1` shrunk · `0` not held
+ *
+ * @internal
+ */
+export const shrink = script(
+  "shrink",
+  `
+local id, token, permits, inbox = ARGV[1], tonumber(ARGV[2]), math.max(1, tonumber(ARGV[3])), ARGV[4]
+dropExpired()
+local mine = ownGrant()
+local held = mine and mine.token == token and isHeld(mine)
+if held and permits < mine.permits then
+  used = used - mine.permits + permits
+  mine.permits = permits
+  put(id, mine)
+end
+pump(inbox)
+save()
+return held and 1 or 0
+`
+)
+
+/**
+ * `{1}` set · `{0, limit}` other limit in use
+ *
+ * @internal
+ */
+export const setLimit = script(
+  "setLimit",
+  `
+local wanted, new, inbox = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+dropExpired()
+pump(inbox)
+if used == 0 then declare(wanted) end
+if (declared or limit) ~= wanted then
+  save()
+  return { 0, int(limit) }
+end
+limit, declared, changed, extended = new, new ~= wanted and wanted or nil, true, true
+pump(inbox)
+save()
+return { 1 }
+`
+)
+
+/**
+ * `{1, 1 or 0}` watched, and whether anybody waits · `{0}` not held
+ *
+ * @internal
+ */
+export const watch = script(
+  "watch",
+  `
+local id, token, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+dropExpired()
+local mine = ownGrant()
+local held = mine and mine.token == token and isHeld(mine)
+if held and mine.mode ~= 'w' then
+  mine.mode = 'w'
+  put(id, mine)
+end
+local waiting = pump(inbox)
+save()
+if held then return { 1, waiting and 1 or 0 } end
+return { 0 }
+`
+)
+
+/**
+ * `{holders, {{id, permits, waited, metadata}, ...}, limit}`; changes nothing
  *
  * @internal
  */
@@ -464,10 +574,11 @@ end
 for _, id in ipairs(redis.call('ZRANGE', Q, 0, -1)) do
   local waiter = redis.call('HGET', W, id)
   if waiter then
-    local permits, since, meta = string.match(waiter, '^(%d+) %d+ %d+ %S+ %d+ (%d+) (.*)$')
+    local permits, wanted, since, meta = string.match(waiter, '^(%d+) (%d+) %d+ %S+ %d+ (%d+) (.*)$')
+    if limit == 0 then limit = tonumber(wanted) end
     waiters[#waiters + 1] = { id, tonumber(permits), now - tonumber(since), meta }
   end
 end
-return { holders, waiters }
+return { holders, waiters, int(limit) }
 `
 )

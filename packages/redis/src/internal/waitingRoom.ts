@@ -31,6 +31,8 @@ export interface WaitingRoom {
   readonly leave: (id: string) => void
   /** A grant arrived. One that nobody waits for any more expires on the server. */
   readonly granted: (id: string, grant: LockStore.Grant) => void
+  /** The server has dropped this waiter, who is to ask again. */
+  readonly dropped: (id: string) => void
   /** Messages may have been missed: ask for every key now. */
   readonly look: () => void
 }
@@ -50,7 +52,7 @@ export interface Waiter {
   readonly key: string
   readonly offer: number
   readonly enteredAt: LockStore.Instant
-  /** The place in the queue, kept for the case that the server forgets it. */
+  /** The place in the queue, kept for the case that the server forgets it; empty until it is known. */
   ticket: string
   signal: Deferred.Deferred<LockStore.Signal, LockError.LockStoreError>
 }
@@ -110,6 +112,11 @@ export const make = Effect.fnUntraced(function*(
     Deferred.doneUnsafe(waiter.signal, Effect.succeed({ _tag: "Granted", grant }))
   }
 
+  const dropped: WaitingRoom["dropped"] = (id) => {
+    const waiter = waiters.get(id)
+    if (waiter !== undefined) Deferred.doneUnsafe(waiter.signal, Effect.succeed({ _tag: "LookAgain" }))
+  }
+
   const beat = (queue: Queue): Effect.Effect<void> =>
     Effect.suspend(() => {
       const sentAt = LockStore.nowUnsafe(clock)
@@ -119,10 +126,7 @@ export const make = Effect.fnUntraced(function*(
           queue.answeredAt = sentAt
           queue.next = Number(next)
           for (const [id, token, ttl] of offers) granted(id, { token: Number(token), ttl, sentAt })
-          for (const id of unknown) {
-            const waiter = queue.waiters.get(id)
-            if (waiter !== undefined) Deferred.doneUnsafe(waiter.signal, Effect.succeed({ _tag: "LookAgain" }))
-          }
+          for (const id of unknown) if (queue.waiters.has(id)) dropped(id)
         }),
         Effect.catch((error) =>
           Effect.sync(() => {
@@ -166,7 +170,7 @@ export const make = Effect.fnUntraced(function*(
           key: request.key,
           offer,
           enteredAt: sentAt,
-          ticket: "0",
+          ticket: "",
           signal: Deferred.makeUnsafe()
         }
         waiters.set(waiter.id, waiter)
@@ -205,7 +209,7 @@ export const make = Effect.fnUntraced(function*(
       }),
     knows: (id) => {
       const waiter = waiters.get(id)
-      return waiter !== undefined && waiter.ticket !== "0"
+      return waiter !== undefined && waiter.ticket !== ""
     },
     used: (id) => {
       const waiter = waiters.get(id)
@@ -213,6 +217,7 @@ export const make = Effect.fnUntraced(function*(
     },
     leave,
     granted,
+    dropped,
     look: () => void missed.openUnsafe()
   }
 })

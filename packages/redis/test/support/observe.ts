@@ -59,4 +59,12 @@ export const nameOf = ([command, script]: ReadonlyArray<string>): string =>
 
 /** What clients sent, without what the scripts did and without the admin connection's own questions. */
 export const sent = (entries: ReadonlyArray<RedisServer.MonitorEntry>): ReadonlyArray<string> =>
-  entries.filter(({ source }) => source !== "lua").map(({ command }) => nameOf(command))
+  entries.filter((entry) => entry.source !== "lua" && !isLook(entry)).map(({ command }) => nameOf(command))
+
+/** Part of a look at a key held for longer than a moment: whether there is any depends on time. */
+const isLook = ({ command: [name, ...args], source }: RedisServer.MonitorEntry): boolean =>
+  source !== "lua" && (name === "hmget" || (name === "client" && args[0] === "CACHING"))
+
+/** How often clients have looked whether the keys they hold are still there. */
+export const looks = (entries: ReadonlyArray<RedisServer.MonitorEntry>): number =>
+  entries.filter((entry) => entry.command[0] === "hmget" && isLook(entry)).length

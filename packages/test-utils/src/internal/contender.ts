@@ -26,10 +26,10 @@ export const contend = (
   key: string,
   { client = 0, store, ...wish }: Wish = {}
 ): Effect.Effect<Contender, never, Subject | Scope.Scope> =>
-  Effect.flatMap(Subject, ({ clients }) =>
+  Effect.flatMap(Subject, ({ clients, permitClients }) =>
     Effect.acquireRelease(
       Effect.sync(() =>
-        new Contender(store ?? clients[client], {
+        new Contender(store ?? clients[client], permitClients?.[client], {
           key,
           holderId: Crypto.randomUUID(),
           ttl: forever,
@@ -48,13 +48,24 @@ export const contend = (
 
 export class Contender {
   readonly store: LockStore.LockStore["Service"]
+  readonly #permitStore: LockStore.PermitStore["Service"] | undefined
   readonly request: LockStore.Request
   token = 0
   answer: LockStore.Attempt | undefined = undefined
 
-  constructor(store: LockStore.LockStore["Service"], request: LockStore.Request) {
+  constructor(
+    store: LockStore.LockStore["Service"],
+    permitStore: LockStore.PermitStore["Service"] | undefined,
+    request: LockStore.Request
+  ) {
     this.store = store
+    this.#permitStore = permitStore
     this.request = request
+  }
+
+  get permitStore(): LockStore.PermitStore["Service"] {
+    assert(this.#permitStore !== undefined, "the layer provides no PermitStore")
+    return this.#permitStore
   }
 
   get id(): string {
@@ -131,12 +142,35 @@ export class Contender {
     return Effect.map(this.release(), (answer) => assert.strictEqual(answer, "Done", "release"))
   }
 
+  shrink(permits: number, as: Partial<LockStore.Held> = {}): Effect.Effect<LockStore.Confirmation, LockStoreError> {
+    return Effect.suspend(() => this.permitStore.shrink({ ...this.held, ...as }, permits))
+  }
+
+  setLimit(limit: number, declared = this.request.limit): Effect.Effect<LockStore.LimitSet, LockStoreError> {
+    return Effect.suspend(() => this.permitStore.setLimit(this.request.key, declared, limit))
+  }
+
+  watch(as: Partial<LockStore.Held> = {}): Effect.Effect<LockStore.Watch, LockStoreError> {
+    return Effect.suspend(() => this.store.watch({ ...this.held, ...as }))
+  }
+
   get abandon(): Effect.Effect<LockStore.Standing, LockStoreError> {
     return Effect.suspend(() => this.store.abandon(this.request.key, this.id))
   }
 
   get inspect(): Effect.Effect<LockStore.KeyState, LockStoreError> {
     return Effect.suspend(() => this.store.inspect(this.request.key))
+  }
+
+  /** Waits to be told to look again; nothing else may come. */
+  get sentBack(): Effect.Effect<void, LockStoreError, Subject> {
+    return expected(
+      "advice to look again",
+      Effect.gen({ self: this }, function*() {
+        assert(this.answer?._tag === "Queued")
+        assert.strictEqual((yield* this.answer.signal)._tag, "LookAgain")
+      })
+    )
   }
 
   /** What the store knows of this holder; undefined when it holds nothing. */
@@ -158,8 +192,7 @@ export class Contender {
   }
 }
 
-const describe = (answer: LockStore.Attempt): string =>
-  answer._tag === "Granted" ? `Granted(${answer.grant.token})` : `${answer._tag}(${JSON.stringify(answer.standing)})`
+const describe = (answer: LockStore.Attempt): string => `${answer._tag}(${JSON.stringify(answer)})`
 
 export const idsOf = (infos: ReadonlyArray<{ readonly holderId: string }>): ReadonlyArray<string> =>
   infos.map(({ holderId }) => holderId)

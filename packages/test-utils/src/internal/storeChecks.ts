@@ -221,15 +221,138 @@ const attempting: ReadonlyArray<Check> = [
       yield* holder.take()
       const other = yield* contend(key, { client: 1, limit: 2 })
       for (const wait of [true, false]) {
-        const error = yield* Effect.flip(other.ask({ wait }))
-        assert.strictEqual(error._tag, "LockStoreError")
-        assert.strictEqual(error.reason, "Refused")
+        assert.deepStrictEqual(yield* other.ask({ wait }), { _tag: "OtherLimit", limit: 3 })
       }
       assert.deepStrictEqual((yield* other.inspect).waiters, [])
       yield* holder.leave
       yield* other.take()
     }),
     ["permits"]
+  ),
+  check(
+    "attempt: refuses more permits than there are",
+    Effect.gen(function*() {
+      const contender = yield* contend(yield* freshKey, { limit: 3, permits: 4 })
+      for (const wait of [true, false]) {
+        assert.deepStrictEqual(yield* contender.ask({ wait }), { _tag: "OtherLimit", limit: 3 })
+      }
+      assert.deepStrictEqual((yield* contender.inspect).waiters, [])
+      yield* contender.take({ permits: 3 })
+      const other = yield* contend(contender.request.key, { client: 1, limit: 3, permits: 4 })
+      assert.deepStrictEqual(yield* other.ask(), { _tag: "OtherLimit", limit: 3 })
+    }),
+    ["permits"]
+  ),
+  check(
+    "attempt: who would have to wait behind too many is told so, and who has a place already keeps it",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const holder = yield* contend(key, { maxWaiters: 0 })
+      // There is nobody to wait behind.
+      yield* holder.take({ wait: true })
+      const [first, second] = [yield* contend(key, { maxWaiters: 1 }), yield* contend(key, { maxWaiters: 1 })]
+      const nobody = yield* first.ask({ maxWaiters: 0 })
+      assert(nobody._tag === "QueueFull")
+      assert.deepStrictEqual(idsOf(nobody.standing.holders), [holder.id])
+      assert.strictEqual(nobody.standing.queueLength, 0)
+      yield* first.queue()
+      const full = yield* second.ask()
+      assert(full._tag === "QueueFull")
+      assert.deepStrictEqual(idsOf(full.standing.holders), [holder.id])
+      assert.strictEqual(full.standing.position, -1)
+      assert.strictEqual(full.standing.queueLength, 1)
+      assert.strictEqual((yield* first.queue()).position, 0)
+      assert.strictEqual((yield* second.queue({ maxWaiters: 2 })).position, 1)
+      yield* holder.leave
+      yield* first.granted
+      yield* first.leave
+      yield* second.granted
+    })
+  )
+]
+
+const preferring: ReadonlyArray<Check> = [
+  check(
+    "priority: who has more of it stands in front, and who has as much in the order of arrival",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const holder = yield* contend(key)
+      yield* holder.take()
+      const waiters = yield* Effect.forEach(
+        [0, 500, -500, 1000, Infinity, 500, 0, Infinity],
+        (priority, i) => contend(key, { client: clientOf(i), priority })
+      )
+      for (const waiter of waiters) yield* waiter.queue()
+      const order = [4, 7, 3, 1, 5, 0, 6, 2].map((i) => waiters[i]!)
+      assert.deepStrictEqual(idsOf((yield* holder.inspect).waiters), order.map(({ id }) => id))
+      // Asked again, everybody keeps his place.
+      for (const [position, waiter] of order.entries()) assert.strictEqual((yield* waiter.queue()).position, position)
+      yield* holder.leave
+      for (const waiter of order) {
+        yield* waiter.granted
+        yield* waiter.leave
+      }
+      const tokens = order.map(({ token }) => token)
+      assert.deepStrictEqual(tokens, tokens.toSorted((a, b) => a - b))
+    }),
+    ["fifo"]
+  ),
+  check(
+    "priority: a head start of ten seconds, so that nobody is passed for ever",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const holder = yield* contend(key)
+      yield* holder.take()
+      const came = yield* contend(key)
+      yield* came.queue()
+      const wait = yield* scaled(800)
+      yield* Effect.sleep(wait)
+      const late = yield* contend(key, { client: 1, priority: wait / 2 / 10_000 })
+      assert.strictEqual((yield* late.queue()).position, 1)
+      const early = yield* contend(key, { priority: 1000 })
+      assert.strictEqual((yield* early.queue()).position, 0)
+    }),
+    ["fifo"]
+  )
+]
+
+const watching: ReadonlyArray<Check> = [
+  check(
+    "watch: tells whether anybody waits, of a lease only",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const holder = yield* contend(key)
+      const waiter = yield* contend(key)
+      yield* holder.take()
+      assert.deepStrictEqual(yield* holder.watch(), { _tag: "Done", isWanted: false })
+      assert.deepStrictEqual(yield* holder.watch({ holderId: waiter.id }), { _tag: "NotHeld" })
+      yield* waiter.queue()
+      assert.deepStrictEqual(yield* holder.watch(), { _tag: "Done", isWanted: true })
+      assert.strictEqual(yield* holder.renew(forever), "Done")
+      yield* holder.leave
+      assert.deepStrictEqual(yield* holder.watch(), { _tag: "NotHeld" })
+      yield* waiter.granted
+      assert.deepStrictEqual(yield* waiter.watch(), { _tag: "Done", isWanted: false })
+      yield* waiter.leave
+      assert.deepStrictEqual(yield* waiter.inspect, { key, holders: [], waiters: [] })
+    })
+  ),
+  check(
+    "watch: who queues later, with whatever client, is told of or seen by the next look",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const told: Array<string> = []
+      yield* (yield* Subject).clients[0].onNews((news) => {
+        if (news._tag === "Wanted") told.push(news.holderId)
+      })
+      const holder = yield* contend(key)
+      yield* holder.take()
+      yield* holder.watch()
+      yield* (yield* contend(key, { client: 1 })).queue()
+      const isSeen = Effect.map(holder.watch(), (watch) => watch._tag === "Done" && watch.isWanted)
+      yield* eventually("a wanted lease", Effect.map(isSeen, (seen) => seen || told.includes(holder.id)))
+    }),
+    ["fifo"]
   )
 ]
 
@@ -786,6 +909,122 @@ const sharing: ReadonlyArray<Check> = [
     ["fifo", "permits"]
   ),
   check(
+    "shrink: gives back all but so many, never adds any, and acts only where holder id and token match",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const limit = 5
+      const holder = yield* contend(key, { limit, permits: 5 })
+      const { token } = yield* holder.take()
+      const [two, one] = [yield* contend(key, { client: 1, limit, permits: 2 }), yield* contend(key, { limit })]
+      yield* two.queue()
+      yield* one.queue()
+      const permitsOf = (contender: Contender) => Effect.map(contender.standing, (standing) => standing?.permits)
+      assert.strictEqual(yield* holder.shrink(1, { token: token - 1 }), "NotHeld")
+      assert.strictEqual(yield* holder.shrink(1, { holderId: two.id }), "NotHeld")
+      assert.strictEqual(yield* permitsOf(holder), 5)
+      for (const _ of [1, 2]) assert.strictEqual(yield* holder.shrink(3), "Done")
+      yield* two.granted
+      assert.strictEqual((yield* one.queue()).position, 0)
+      assert.strictEqual(yield* holder.shrink(4), "Done")
+      assert.strictEqual(yield* permitsOf(holder), 3)
+      assert.strictEqual(yield* holder.renew(forever), "Done")
+      assert.strictEqual(yield* holder.shrink(2), "Done")
+      yield* one.granted
+      assert.strictEqual((yield* holder.standing)?.token, token)
+      yield* holder.leave
+      assert.strictEqual(yield* holder.shrink(1), "NotHeld")
+      yield* (yield* contend(key, { limit, permits: 2 })).take()
+    }),
+    ["permits"]
+  ),
+  check(
+    "setLimit: growing grants at once, and holds for all who declare the same limit",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const limit = 2
+      const holder = yield* contend(key, { limit, permits: 2 })
+      yield* holder.take()
+      const waiters = yield* Effect.forEach([0, 1, 2], (i) => contend(key, { client: clientOf(i), limit, permits: 2 }))
+      for (const waiter of waiters) yield* waiter.queue()
+      for (const _ of [1, 2]) assert.deepStrictEqual(yield* holder.setLimit(6), { _tag: "Done" })
+      yield* waiters[0]!.granted
+      yield* waiters[1]!.granted
+      assert.strictEqual((yield* waiters[2]!.queue()).position, 0)
+      assert.strictEqual((yield* holder.inspect).limit, 6)
+      for (const one of [holder, waiters[0]!, waiters[1]!]) yield* one.leave
+      yield* waiters[2]!.granted
+      yield* waiters[2]!.leave
+      // Nobody uses the key, and it is still as it was set.
+      const six = yield* contend(key, { client: 1, limit, permits: 6 })
+      yield* six.take()
+      yield* (yield* contend(key, { limit })).refused()
+    }),
+    ["permits"]
+  ),
+  check(
+    "setLimit: shrinking ends no lease, and lets nobody in who does not fit",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const limit = 4
+      const holders = yield* Effect.forEach([0, 1, 2, 3], (i) => contend(key, { client: clientOf(i), limit }))
+      for (const holder of holders) yield* holder.take()
+      const next = yield* contend(key, { client: 1, limit })
+      yield* next.queue()
+      assert.deepStrictEqual(yield* next.setLimit(2), { _tag: "Done" })
+      for (const holder of holders) assert.strictEqual(yield* holder.renew(forever), "Done")
+      yield* holders[0]!.leave
+      yield* holders[1]!.leave
+      assert.strictEqual((yield* next.queue()).position, 0)
+      yield* holders[2]!.leave
+      yield* next.granted
+      yield* (yield* contend(key, { limit })).refused()
+    }),
+    ["permits"]
+  ),
+  check(
+    "setLimit: a waiter who asks for more than there are any more is told so, and is in nobody's way",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const limit = 5
+      const holder = yield* contend(key, { limit, permits: 2 })
+      yield* holder.take()
+      const [big, small] = [yield* contend(key, { client: 1, limit, permits: 4 }), yield* contend(key, { limit })]
+      yield* big.queue()
+      yield* small.queue()
+      assert.deepStrictEqual(yield* holder.setLimit(3), { _tag: "Done" })
+      yield* small.granted
+      yield* big.sentBack
+      assert.deepStrictEqual(yield* big.ask(), { _tag: "OtherLimit", limit: 3 })
+      assert.deepStrictEqual((yield* holder.inspect).waiters, [])
+    }),
+    ["fifo", "permits"]
+  ),
+  check(
+    "setLimit: of a key in use only with the limit that is declared, of a free one with any",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const holder = yield* contend(key, { limit: 3 })
+      yield* holder.take()
+      const other = yield* contend(key, { client: 1, limit: 2 })
+      assert.deepStrictEqual(yield* other.setLimit(8), { _tag: "OtherLimit", limit: 3 })
+      assert.deepStrictEqual(yield* holder.setLimit(2), { _tag: "Done" })
+      // What counts is what is declared, not what is set.
+      assert.deepStrictEqual(yield* other.ask({ wait: false }), { _tag: "OtherLimit", limit: 2 })
+      yield* (yield* contend(key, { limit: 3 })).take()
+      yield* (yield* contend(key, { limit: 3 })).refused()
+      yield* holder.abandon
+      const [rest] = (yield* holder.inspect).holders
+      yield* holder.store.abandon(key, rest!.holderId)
+      assert.deepStrictEqual(yield* other.setLimit(8), { _tag: "Done" })
+      yield* other.take({ permits: 8 })
+      yield* other.leave
+      // Declared anew, it is what it is declared to be.
+      yield* holder.take({ permits: 3 })
+      assert.strictEqual((yield* holder.inspect).limit, 3)
+    }),
+    ["permits"]
+  ),
+  check(
     "permits: conserved under load",
     Effect.gen(function*() {
       const key = yield* freshKey
@@ -846,6 +1085,46 @@ const inspecting: ReadonlyArray<Check> = [
       assert.isAtLeast(info!.heldFor, atLeast(50, holder))
       assert.isAbove(info!.timeLeft, 0)
       assert.isAtMost(info!.timeLeft, 60_001)
+    })
+  ),
+  check(
+    "inspect: shows how many permits a key in use has",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const holder = yield* contend(key)
+      yield* holder.take()
+      assert.strictEqual((yield* (yield* contend(key, { client: 1 })).inspect).limit, 1)
+    })
+  ),
+  check(
+    "inspect: shows how many permits a semaphore has",
+    Effect.gen(function*() {
+      const key = yield* freshKey
+      const holder = yield* contend(key, { limit: 7 })
+      yield* holder.take()
+      assert.strictEqual((yield* (yield* contend(key, { client: 1 })).inspect).limit, 7)
+      yield* holder.leave
+      assert.deepStrictEqual(yield* holder.inspect, { key, holders: [], waiters: [] })
+    }),
+    ["permits"]
+  ),
+  check(
+    "list: the keys in use that begin so, each once, whatever they are made of",
+    Effect.gen(function*() {
+      const base = yield* freshKey
+      const keys = oddKeys(base)
+      const holders = yield* Effect.forEach(keys, (key, i) => contend(key, { client: clientOf(i) }))
+      for (const holder of holders) yield* holder.take()
+      const waiter = yield* contend(base, { client: 1 })
+      yield* waiter.queue()
+      for (
+        const prefix of [base, `${base}*`, `${base}?`, `${base}\\`, `${base}%`, `${base}}`, `{${base}`, `${base}%7`]
+      ) {
+        const listed = yield* waiter.store.list(prefix)
+        assert.sameMembers([...listed], keys.filter((key) => key.startsWith(prefix)), `keys with ${prefix}`)
+      }
+      const state = yield* waiter.inspect
+      assert.deepStrictEqual([idsOf(state.holders), idsOf(state.waiters)], [[holders[0]!.id], [waiter.id]])
     })
   ),
   check(
@@ -979,12 +1258,14 @@ const oddKeys = (base: string): ReadonlyArray<string> => [
 export const storeChecks: ReadonlyArray<Check> = [
   ...describing,
   ...attempting,
+  ...preferring,
   ...renewing,
   ...releasing,
   ...abandoning,
   ...signalling,
   ...fencing,
   ...sharing,
+  ...watching,
   ...inspecting,
   ...naming
 ]

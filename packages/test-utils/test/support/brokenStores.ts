@@ -1,7 +1,7 @@
 import { LockStore } from "@effect-lock/core"
 import { Clock, Context, Effect, Layer } from "effect"
 
-type Store = LockStore.LockStore["Service"]
+type Store = LockStore.PermitStore["Service"]
 type Attempt = Effect.Effect<LockStore.Attempt, Effect.Error<ReturnType<Store["attempt"]>>>
 
 interface BrokenStore {
@@ -12,12 +12,12 @@ interface BrokenStore {
 }
 
 /** The memory store, broken. */
-export const layer = ({ change }: BrokenStore): Layer.Layer<LockStore.LockStore> =>
-  Layer.effect(
-    LockStore.LockStore,
+export const layer = ({ change }: BrokenStore): Layer.Layer<LockStore.LockStore | LockStore.PermitStore> =>
+  Layer.effectContext(
     Effect.map(Layer.build(Layer.fresh(LockStore.layerMemory)), (context) => {
-      const store = Context.get(context, LockStore.LockStore)
-      return { ...store, ...change(store) }
+      const store = Context.get(context, LockStore.PermitStore)
+      const broken = { ...store, ...change(store) }
+      return Context.make(LockStore.LockStore, broken).pipe(Context.add(LockStore.PermitStore, broken))
     })
   )
 
@@ -27,6 +27,8 @@ const mapGrants = (attempt: Attempt, change: (grant: LockStore.Grant) => LockSto
       case "Granted":
         return { _tag: "Granted", grant: change(answer.grant) }
       case "Refused":
+      case "QueueFull":
+      case "OtherLimit":
         return answer
       case "Queued": {
         const signal = Effect.map(
@@ -42,7 +44,7 @@ const mapStanding = (
   attempt: Attempt,
   change: (standing: LockStore.Standing) => LockStore.Standing
 ): Attempt =>
-  Effect.map(attempt, (answer) => answer._tag === "Granted" ? answer : { ...answer, standing: change(answer.standing) })
+  Effect.map(attempt, (answer) => "standing" in answer ? { ...answer, standing: change(answer.standing) } : answer)
 
 const mapHolders = <A extends { readonly holders: LockStore.Standing["holders"] }>(
   state: A,
@@ -204,6 +206,173 @@ export const brokenStores: ReadonlyArray<BrokenStore> = [
         }
       }
     }
+  },
+  {
+    name: "grants what there is of what is asked for",
+    caughtBy: [
+      "attempt: refuses more permits than there are",
+      "setLimit: a waiter who asks for more than there are any more is told so, and is in nobody's way"
+    ],
+    change: (store) => ({
+      attempt: (request) =>
+        Effect.flatMap(
+          store.attempt({ ...request, permits: Math.min(request.permits, request.limit) }),
+          (answer) =>
+            answer._tag === "OtherLimit" && answer.limit < request.permits
+              ? store.attempt({ ...request, permits: answer.limit })
+              : Effect.succeed(answer)
+        )
+    })
+  },
+  {
+    name: "knows no priorities",
+    caughtBy: [
+      "priority: who has more of it stands in front, and who has as much in the order of arrival",
+      "priority: a head start of ten seconds, so that nobody is passed for ever"
+    ],
+    change: (store) => ({ attempt: (request) => store.attempt({ ...request, priority: 0 }) })
+  },
+  {
+    name: "serves who has priority first, whoever came before",
+    caughtBy: ["priority: a head start of ten seconds, so that nobody is passed for ever"],
+    change: (store) => ({ attempt: (request) => store.attempt({ ...request, priority: request.priority * 1e6 }) })
+  },
+  {
+    name: "lets everybody wait",
+    caughtBy: ["attempt: who would have to wait behind too many is told so, and who has a place already keeps it"],
+    change: (store) => ({ attempt: (request) => store.attempt({ ...request, maxWaiters: Infinity }) })
+  },
+  {
+    name: "counts who waits already among those in the way",
+    caughtBy: ["attempt: who would have to wait behind too many is told so, and who has a place already keeps it"],
+    change: (store) => ({
+      attempt: (request) =>
+        Effect.flatMap(
+          store.inspect(request.key),
+          ({ waiters }) =>
+            Effect.map(store.attempt(request), (answer) =>
+              answer._tag === "Queued" && waiters.length >= request.maxWaiters
+                ? { _tag: "QueueFull", standing: answer.standing }
+                : answer)
+        )
+    })
+  },
+  {
+    name: "shrinks nothing",
+    caughtBy: ["shrink: gives back all but so many, never adds any, and acts only where holder id and token match"],
+    change: () => ({ shrink: () => Effect.succeed("Done") })
+  },
+  {
+    name: "shrinks whoever holds",
+    caughtBy: ["shrink: gives back all but so many, never adds any, and acts only where holder id and token match"],
+    change: (store) => ({
+      shrink: (lease, permits) => ofAnyHolder(store, lease.key, (holder) => store.shrink(holder, permits))
+    })
+  },
+  {
+    name: "sets no limit",
+    caughtBy: [
+      "setLimit: growing grants at once, and holds for all who declare the same limit",
+      "setLimit: shrinking ends no lease, and lets nobody in who does not fit"
+    ],
+    change: () => ({ setLimit: () => Effect.succeed({ _tag: "Done" }) })
+  },
+  {
+    name: "forgets the limit that was set when nobody uses the key",
+    caughtBy: ["setLimit: growing grants at once, and holds for all who declare the same limit"],
+    change: (store) => ({
+      release: (lease, keepFor) =>
+        Effect.tap(
+          store.release(lease, keepFor),
+          () =>
+            Effect.flatMap(store.inspect(lease.key), ({ holders, waiters }) =>
+              holders.length + waiters.length > 0
+                ? Effect.void
+                : store.setLimit(lease.key, 2, 2))
+        )
+    })
+  },
+  {
+    name: "evicts when there are fewer permits",
+    caughtBy: ["setLimit: shrinking ends no lease, and lets nobody in who does not fit"],
+    change: (store) => ({
+      setLimit: (key, declared, limit) =>
+        Effect.tap(
+          store.setLimit(key, declared, limit),
+          () =>
+            Effect.flatMap(store.inspect(key), ({ holders }) =>
+              Effect.forEach(holders.slice(limit), ({ holderId }) => store.abandon(key, holderId)))
+        )
+    })
+  },
+  {
+    name: "tells nobody that there are not so many permits any more",
+    caughtBy: ["setLimit: a waiter who asks for more than there are any more is told so, and is in nobody's way"],
+    change: (store) => ({
+      attempt: (request) =>
+        Effect.map(store.attempt(request), (answer) =>
+          answer._tag === "Queued"
+            ? {
+              ...answer,
+              signal: Effect.flatMap(answer.signal, (signal) =>
+                signal._tag === "LookAgain"
+                  ? Effect.never
+                  : Effect.succeed(signal))
+            }
+            : answer)
+    })
+  },
+  {
+    name: "sets the limit for whoever declares what",
+    caughtBy: ["setLimit: of a key in use only with the limit that is declared, of a free one with any"],
+    change: (store) => {
+      const declared = new Map<string, number>()
+      return {
+        attempt: (request) => {
+          declared.set(request.key, request.limit)
+          return store.attempt(request)
+        },
+        setLimit: (key, own, limit) => store.setLimit(key, declared.get(key) ?? own, limit)
+      }
+    }
+  },
+  {
+    name: "does not look who waits",
+    caughtBy: [
+      "watch: tells whether anybody waits, of a lease only",
+      "watch: who queues later, with whatever client, is told of or seen by the next look"
+    ],
+    change: (store) => ({
+      onNews: () => Effect.void,
+      watch: (lease) =>
+        Effect.map(store.watch(lease), (watch) => watch._tag === "Done" ? { _tag: "Done", isWanted: false } : watch)
+    })
+  },
+  {
+    name: "watches what nobody holds",
+    caughtBy: ["watch: tells whether anybody waits, of a lease only"],
+    change: (store) => ({
+      watch: (lease) =>
+        Effect.map(store.watch(lease), (watch) => watch._tag === "Done" ? watch : { _tag: "Done", isWanted: false })
+    })
+  },
+  {
+    name: "does not show how many permits there are",
+    caughtBy: ["inspect: shows how many permits a key in use has", "inspect: shows how many permits a semaphore has"],
+    change: (store) => ({
+      inspect: (key) => Effect.map(store.inspect(key), ({ limit: _, ...state }) => state)
+    })
+  },
+  {
+    name: "lists by the letter",
+    caughtBy: ["list: the keys in use that begin so, each once, whatever they are made of"],
+    change: (store) => ({
+      list: (prefix) =>
+        Effect.map(store.list(""), (keys) => {
+          const pattern = new RegExp(`^${prefix.replaceAll(/[\\^$.|+(){}[\]]/g, "\\$&").replaceAll(/[*?]/g, ".$&")}`)
+          return keys.filter((key) => pattern.test(key))
+        })
+    })
   },
   {
     name: "ignores permits",

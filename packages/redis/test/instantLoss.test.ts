@@ -1,0 +1,404 @@
+import type { LeaseTicket } from "@effect-lock/core"
+import { RedisServer } from "@effect-lock/test-utils"
+import { assert, describe, it } from "@effect/vitest"
+import { Effect, Exit, Option, type Scope } from "effect"
+import { Redis } from "ioredis"
+import { RedisLockStore } from "../src/index.ts"
+import { build, type Client, connect, hold, keysOf, queued, until } from "./support/client.ts"
+import { looks, quietly } from "./support/observe.ts"
+import * as Tap from "./support/Tap.ts"
+import { connectSentinel, replicated } from "./support/topology.ts"
+
+/** The first renewal is due after 20 seconds: whoever learns of a loss well before that was told. */
+const ttl = "1 minute"
+const bound = 5000
+
+/** Whether the connection for commands has its reads tracked, on behalf of the subscriber that there is now. */
+const isTracking = (server: RedisServer.Server) =>
+  Effect.map(server.clients, (clients) => {
+    const named = (name: string) => clients.filter((client) => client.get("name") === name)
+    const subscribers = new Set(named("effect-lock-subscriber").map((client) => client.get("id")))
+    return named("effect-lock").some((client) => subscribers.has(client.get("redir")))
+  })
+
+/** For how many keys the server has somebody to tell. */
+const trackedKeys = (server: RedisServer.Server) =>
+  Effect.map(
+    server.command("INFO", "stats"),
+    (info) => Number(/^tracking_total_keys:(\d+)/m.exec(String(info))![1])
+  )
+
+const untilTracked = (server: RedisServer.Server, count: number) =>
+  until(Effect.map(trackedKeys(server), (keys) => keys === count), `${count} tracked keys`)
+
+/** Somebody inside, whose key the server watches, and as many as that with it. */
+const holdWatched = Effect.fnUntraced(function*(server: RedisServer.Server, client: Client, key = "k", count = 1) {
+  const holder = yield* hold(client, key, { ttl })
+  yield* holder.entered
+  yield* untilTracked(server, count)
+  return holder
+})
+
+const assertLost = (exit: Exit.Exit<void, unknown>) => {
+  const error = Option.getOrUndefined(Exit.findErrorOption(exit)) as { _tag: string; reason: string } | undefined
+  assert.deepStrictEqual([error?._tag, error?.reason], ["LockLost", "NotHeld"], String(exit))
+}
+
+const assertLostSoon = Effect.fnUntraced(function*(
+  holder: { readonly exit: Effect.Effect<Exit.Exit<void, unknown>> },
+  deed: Effect.Effect<unknown, RedisServer.RedisServerError>
+) {
+  const started = performance.now()
+  yield* deed
+  assertLost(yield* holder.exit)
+  assert.isBelow(performance.now() - started, bound)
+})
+
+const [hash] = keysOf("k") as [string]
+
+const ways: ReadonlyArray<{
+  readonly name: string
+  readonly remove: (server: RedisServer.Server) => Effect.Effect<unknown, RedisServer.RedisServerError>
+}> = [
+  { name: "DEL", remove: (server) => server.command("DEL", hash) },
+  { name: "UNLINK", remove: (server) => server.command("UNLINK", hash) },
+  { name: "EXPIRE in the past", remove: (server) => server.command("EXPIRE", hash, -1) },
+  { name: "PEXPIRE, a moment later", remove: (server) => server.command("PEXPIRE", hash, 1) },
+  { name: "RENAME", remove: (server) => server.command("RENAME", hash, "elsewhere") },
+  { name: "FLUSHDB", remove: (server) => server.command("FLUSHDB") },
+  { name: "FLUSHALL", remove: (server) => server.command("FLUSHALL") },
+  {
+    name: "eviction",
+    remove: (server) =>
+      Effect.gen(function*() {
+        yield* server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-random", "maxmemory", "1mb")
+        // The server makes room before it runs whatever comes next.
+        yield* server.command("SET", "more", "data").pipe(Effect.ignore)
+        yield* server.command("CONFIG", "SET", "maxmemory", "0")
+      })
+  }
+]
+
+describe("instant loss", () => {
+  for (const { name, remove } of ways) {
+    it.live(`G4: the holder is interrupted by the push when its key is gone by ${name}`, () =>
+      Effect.gen(function*() {
+        const server = yield* RedisServer.make()
+        const client = yield* connect(server)
+        const holder = yield* holdWatched(server, client)
+        yield* assertLostSoon(holder, remove(server))
+        // And the next one is watched as the first one was.
+        const next = yield* holdWatched(server, client)
+        yield* assertLostSoon(next, remove(server))
+      }).pipe(quietly))
+  }
+
+  it.live("G4: only whose key is gone is told", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const client = yield* connect(server)
+      const other = yield* holdWatched(server, client, "other")
+      const holder = yield* holdWatched(server, client, "k", 2)
+      const monitor = yield* server.monitor
+      yield* assertLostSoon(holder, server.command("DEL", hash))
+      assert.lengthOf((yield* client.store.inspect("other")).holders, 1)
+      assert.strictEqual(looks(yield* monitor.all), 1)
+      yield* assertLostSoon(other, server.command("DEL", ...keysOf("other")))
+    }).pipe(quietly))
+
+  it.live("a renewed lease is watched on", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const client = yield* connect(server)
+      yield* Effect.scoped(Effect.gen(function*() {
+        const lease = yield* client.lock.acquire("k", { ttl })
+        yield* untilTracked(server, 1)
+        const monitor = yield* server.monitor
+        yield* lease.extend("2 minutes")
+        yield* until(Effect.map(monitor.all, (entries) => looks(entries) === 1), "it was looked at again")
+        assert.strictEqual(yield* trackedKeys(server), 1)
+        const started = performance.now()
+        yield* server.command("DEL", hash)
+        const loss = yield* Effect.flip(lease.lost)
+        assert.strictEqual(loss.reason, "NotHeld")
+        assert.isBelow(performance.now() - started, bound)
+      }))
+    }).pipe(quietly))
+
+  it.live("a grant that was waited for is watched", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const one = yield* connect(server, { store: { tracking: false } })
+      const holder = yield* hold(one, "k")
+      yield* holder.entered
+      const client = yield* connect(server)
+      const waiter = yield* hold(client, "k", { ttl })
+      yield* queued(client, "k", 1)
+      yield* holder.leave
+      yield* waiter.entered
+      yield* untilTracked(server, 1)
+      yield* assertLostSoon(waiter, server.command("DEL", hash))
+    }).pipe(quietly))
+
+  it.live("a lease that was handed off is not taken for lost, and its adopter is told", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const a = yield* connect(server)
+      const b = yield* connect(server)
+      const ticket: LeaseTicket.LeaseTicket = yield* Effect.scoped(Effect.gen(function*() {
+        const lease = yield* a.lock.acquire("k", { ttl })
+        yield* untilTracked(server, 1)
+        const ticket = yield* lease.handOff
+        assert.strictEqual((yield* Effect.flip(lease.check)).reason, "HandedOff")
+        return ticket
+      }))
+      yield* Effect.scoped(Effect.gen(function*() {
+        const lease = yield* b.lock.adopt(ticket, { ttl })
+        yield* untilTracked(server, 1)
+        const started = performance.now()
+        yield* server.command("DEL", hash)
+        assert.strictEqual((yield* Effect.flip(lease.lost)).reason, "NotHeld")
+        assert.isBelow(performance.now() - started, bound)
+      }))
+    }).pipe(quietly))
+
+  it.live("keys of a connection with a prefix of its own are recognised", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const client = yield* connect(server, { store: { options: { keyPrefix: "app:" } } })
+      const holder = yield* holdWatched(server, client)
+      yield* assertLostSoon(holder, server.command("DEL", `app:${hash}`))
+    }).pipe(quietly))
+})
+
+describe("instant loss over a reconnect", () => {
+  const kill = (server: RedisServer.Server, name: string) =>
+    Effect.flatMap(server.clients, (clients) =>
+      Effect.forEach(
+        clients.filter((client) => client.get("name") === name),
+        (client) => server.command("CLIENT", "KILL", "ID", client.get("id")!)
+      ))
+
+  for (const name of ["effect-lock", "effect-lock-subscriber"]) {
+    it.live(`tracking is switched on again when ${name} is back, and held keys are looked at`, () =>
+      Effect.gen(function*() {
+        const server = yield* RedisServer.make()
+        const client = yield* connect(server)
+        const holder = yield* holdWatched(server, client)
+        for (let i = 0; i < 2; i++) {
+          const monitor = yield* server.monitor
+          yield* kill(server, name)
+          yield* until(isTracking(server), "tracking is on again")
+          yield* until(Effect.map(monitor.all, (entries) => looks(entries) > 0), "the key was looked at")
+        }
+        yield* assertLostSoon(holder, server.command("DEL", hash))
+      }).pipe(quietly))
+
+    it.live(`a key that was deleted while ${name} was away is missed as soon as it is back`, () =>
+      Effect.gen(function*() {
+        const server = yield* RedisServer.make()
+        const client = yield* connect(server)
+        const holder = yield* holdWatched(server, client)
+        yield* assertLostSoon(holder, Effect.andThen(kill(server, name), server.command("DEL", hash)))
+      }).pipe(quietly))
+  }
+
+  it.live("after a failover it is the new master that tells", () =>
+    Effect.gen(function*() {
+      const sentinel = yield* RedisServer.makeSentinel()
+      const client = yield* connectSentinel(sentinel)
+      const before = yield* sentinel.master
+      const holder = yield* holdWatched(before, client)
+      yield* replicated(before)
+      const master = yield* sentinel.failover
+      assert.notStrictEqual(master.port, before.port)
+      yield* until(isTracking(master), "tracking is on again")
+      yield* untilTracked(master, 1)
+      yield* assertLostSoon(holder, master.command("DEL", hash))
+    }).pipe(quietly))
+
+  it.live("a server that comes back without its memory is noticed as soon as it is back", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const client = yield* connect(server)
+      const holder = yield* holdWatched(server, client)
+      yield* server.restart
+      const started = performance.now()
+      assertLost(yield* holder.exit)
+      assert.isBelow(performance.now() - started, bound)
+    }).pipe(quietly))
+})
+
+describe("without tracking", () => {
+  const userWith = (server: RedisServer.Server, ...rules: ReadonlyArray<string>) =>
+    Effect.as(
+      server.command("ACL", "SETUSER", "app", "reset", "on", ">secret", "~*", "&*", "+@all", ...rules),
+      `redis://app:secret@${server.host}:${server.port}`
+    )
+
+  const clients: ReadonlyArray<{
+    readonly name: string
+    readonly connect: (server: RedisServer.Server) => Effect.Effect<Client, unknown, Scope.Scope>
+  }> = [
+    { name: "switched off", connect: (server) => connect(server, { store: { tracking: false } }) },
+    { name: "without push", connect: (server) => connect(server, { store: { push: false } }) },
+    {
+      name: "over a borrowed client",
+      connect: (server) =>
+        Effect.acquireRelease(
+          Effect.sync(() => new Redis({ host: server.host, port: server.port })),
+          (redis) => Effect.sync(() => redis.disconnect())
+        ).pipe(Effect.flatMap((redis) => build(RedisLockStore.layerClient(redis))))
+    },
+    {
+      name: "on a server that says it is version 5",
+      connect: (server) =>
+        Effect.flatMap(
+          Tap.make(server, {
+            reply: (chunk) =>
+              chunk.replace(`redis_version:${server.version}`, `redis_version:5${server.version.slice(1)}`)
+          }),
+          (tap) => connect(tap)
+        )
+    },
+    {
+      name: "where INFO is denied, so that the version is not known",
+      connect: (server) =>
+        Effect.flatMap(
+          userWith(server, "-info"),
+          (url) => connect({ url }, { store: { options: { enableReadyCheck: false } } })
+        )
+    },
+    {
+      name: "for a user who may not listen to the server's channel",
+      connect: (server) =>
+        Effect.flatMap(userWith(server, "resetchannels", "&effect-lock:*"), (url) => connect({ url }))
+    },
+    {
+      name: "for a user who may not use CLIENT TRACKING",
+      connect: (server) => Effect.flatMap(userWith(server, "-client"), (url) => connect({ url }))
+    }
+  ]
+
+  for (const { connect, name } of clients) {
+    it.live(`${name}: nothing is asked of the server, and a deleted key is noticed at the next renewal`, () =>
+      Effect.gen(function*() {
+        const server = yield* RedisServer.make()
+        const client = yield* connect(server)
+        const monitor = yield* server.monitor
+        const holder = yield* hold(client, "k", { ttl, renewEvery: 200 })
+        yield* holder.entered
+        yield* server.command("DEL", hash)
+        assertLost(yield* holder.exit)
+        assert.strictEqual(looks(yield* monitor.all), 0)
+        assert.strictEqual((yield* server.commandStats).get("client|tracking") ?? 0, 0)
+      }).pipe(quietly))
+  }
+})
+
+describe("cost of instant loss", () => {
+  it.live("G11: short locks are not looked at, and fill no table of the server", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { lock } = yield* connect(server)
+      const monitor = yield* server.monitor
+      for (let i = 0; i < 500; i++) yield* lock.withLock(Effect.void, `key:${i}`)
+      // A machine that stands still may make a few of them long.
+      assert.isAtMost(looks(yield* monitor.all), 25)
+      yield* untilTracked(server, 0)
+    }))
+
+  it.live("G11: what others do to a key that is held is no reason to look at it", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const client = yield* connect(server)
+      const other = yield* connect(server)
+      const holder = yield* holdWatched(server, client)
+      const monitor = yield* server.monitor
+      const tryInVain = Effect.andThen(
+        other.lock.withLockIfAvailable(Effect.void, "k"),
+        Effect.ignore(other.lock.withLock(Effect.void, "k", { waitTimeout: 2 }))
+      )
+      yield* Effect.all(Array.from({ length: 20 }, () => Effect.repeat(tryInVain, { times: 20 })), {
+        concurrency: "unbounded",
+        discard: true
+      })
+      assert.strictEqual(looks(yield* monitor.all), 0)
+      yield* assertLostSoon(holder, server.command("DEL", hash))
+    }).pipe(quietly))
+
+  it.live("G11: where several hold permits of a key, comings and goings cost its holders one look each in a while, and no renewal", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const clients = [yield* connect(server), yield* connect(server), yield* connect(server)]
+      const doubts: Array<unknown> = []
+      const request = {
+        key: "k",
+        ttl: 60_000,
+        permits: 1,
+        limit: 10,
+        wait: false,
+        priority: 0,
+        maxWaiters: Infinity,
+        floor: 0,
+        metadata: {}
+      }
+      const [one, two, busy] = clients as [Client, Client, Client]
+      for (const { store } of [one, two]) {
+        yield* store.onNews((loss) => doubts.push(loss))
+        yield* store.attempt({
+          ...request,
+          holderId: `holder ${clients.findIndex((client) => client.store === store)}`
+        })
+      }
+      yield* untilTracked(server, 1)
+      const monitor = yield* server.monitor
+      const started = performance.now()
+      for (let i = 0; performance.now() - started < 1000; i++) {
+        const holderId = `guest ${i}`
+        const attempt = yield* busy.store.attempt({ ...request, holderId })
+        if (attempt._tag !== "Granted") return assert.fail(attempt._tag)
+        yield* busy.store.release({ key: "k", holderId, token: attempt.grant.token }, 0)
+      }
+      const periods = (performance.now() - started) / 50 + 1
+      const during = yield* monitor.take
+      assert.isAbove(looks(during), 0)
+      // Two holders are told, and the guests' own client looks as often at most.
+      assert.isAtMost(looks(during), 3 * periods)
+      // Looking is no change: the last ones lead to no more.
+      yield* untilTracked(server, 1)
+      yield* Effect.sleep(200)
+      yield* monitor.take
+      yield* Effect.sleep(300)
+      assert.strictEqual(looks(yield* monitor.all), 0)
+      assert.deepStrictEqual(doubts, [])
+      yield* server.command("DEL", hash)
+      yield* until(Effect.sync(() => doubts.length === 2), "both are told")
+      assert.deepStrictEqual(doubts, Array.from({ length: 2 }, () => ({ _tag: "InDoubt", key: "k" })))
+    }))
+
+  it.live("G11: nothing is remembered of leases that have ended, however they did", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const client = yield* connect(server)
+      const other = yield* connect(server)
+      const holders = yield* Effect.forEach(["k", "b", "c", "d"], (key, i) => holdWatched(server, client, key, i + 1))
+      yield* assertLostSoon(holders[0]!, server.command("DEL", hash))
+      yield* holders[1]!.leave
+      yield* holders[2]!.interrupt
+      yield* Effect.scoped(other.lock.takeover("d"))
+      yield* holders[3]!.exit
+      yield* Effect.scoped(Effect.gen(function*() {
+        const lease = yield* client.lock.acquire("e")
+        yield* until(Effect.map(trackedKeys(server), (keys) => keys > 0), "it is watched")
+        yield* lease.handOff
+      }))
+      // All that is still remembered would be looked at.
+      const monitor = yield* server.monitor
+      yield* server.command("FLUSHALL")
+      const last = yield* holdWatched(server, client, "last")
+      assert.strictEqual(looks(yield* monitor.all), 1)
+      yield* last.leave
+      yield* untilTracked(server, 0)
+    }).pipe(quietly))
+})
