@@ -258,18 +258,14 @@ const readWriteChecks: ReadonlyArray<Check> = [
         const { isFree, key, one, other } = yield* setup
         const lock = ReadWriteLock.make(key)
         const { entries, read, write } = makeRoom()
-        const [reading, writing] = [lock.withRead(read("reader", Effect.sleep(20))), lock.withWrite(write("writer"))]
+        // Of different lengths, so that they do not all leave at once: the key is never free of readers.
+        const reading = (i: number) => lock.withRead(read("reader", Effect.repeat(Effect.sleep(5), { times: 1 + i })))
+        const writing = () => lock.withWrite(write("writer"))
         const [many, single] = crowd === "readers" ? [reading, writing] : [writing, reading]
-        // Every one comes back before the others have left.
-        const crowds = yield* Effect.forEach([0, 1, 2, 3, 4, 5], (i) =>
-          Effect.forkScoped(Effect.delay(Effect.forever((i % 2 === 0 ? one : other)(many)), 3 * i)))
-        yield* eventually(
-          "a crowd",
-          Effect.sync(() =>
-            entries.length >= 6
-          )
-        )
-        for (let turn = 0; turn < 5; turn++) yield* expected("a turn", one(single))
+        const comeAndGo = (i: number) => (i % 2 === 0 ? one : other)(Effect.forever(many(i)))
+        const crowds = yield* Effect.forEach([0, 1, 2, 3, 4, 5], (i) => Effect.forkScoped(comeAndGo(i)))
+        yield* eventually("a crowd", Effect.sync(() => entries.length > 6))
+        for (let turn = 0; turn < 5; turn++) yield* expected("a turn", one(single(turn)))
         yield* Effect.forEach(crowds, Fiber.interrupt, { concurrency: "unbounded" })
         yield* isFree
       })
