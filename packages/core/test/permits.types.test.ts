@@ -73,6 +73,7 @@ describe("types", () => {
   })
 
   it("misuse does not compile", () => {
+    const onAnyStore = Layer.provide(Permits.layer(), anyStore)
     const misuse = (upgraded: ReadWriteLock.UpgradedLease): unknown => [
       // @ts-expect-error a semaphore has a limit
       DistributedSemaphore.make("api"),
@@ -87,9 +88,7 @@ describe("types", () => {
       // @ts-expect-error valid with its read lease only
       upgraded.handOff,
       // @ts-expect-error the store may be one that cannot count, as a quorum
-      Effect.runPromise(
-        semaphore.withPermit(Effect.void).pipe(Effect.provide(Layer.provide(Permits.layer(), anyStore)))
-      )
+      Effect.runPromise(Effect.provide(semaphore.withPermit(Effect.void), onAnyStore))
     ]
     expectTypeOf(misuse).toBeFunction()
   })
