@@ -167,6 +167,17 @@ describe("nested", () => {
       yield* client(Effect.scoped(Effect.andThen(api.acquire(3), api.withPermit(Effect.void))))
     }))
 
+  it.effect("what a fiber has through acquire and what is around it are counted together", () =>
+    Effect.gen(function*() {
+      const { client } = yield* setup()
+      const inside = Effect.scoped(Effect.andThen(api.acquire(2), api.withPermit(api.withPermits(2)(Effect.void))))
+      const between = api.withPermit(Effect.scoped(Effect.andThen(api.acquire(2), api.withPermits(2)(Effect.void))))
+      for (const nested of [inside, between]) {
+        assert.deepInclude(yield* Effect.flip(client(nested)), { _tag: "LockDeadlock", key: "api", reason: "Self" })
+      }
+      yield* client(api.withPermit(Effect.scoped(Effect.andThen(api.acquire(2), api.withPermit(Effect.void)))))
+    }))
+
   it.effect("asking for more than the rest gives None to who does not wait", () =>
     Effect.gen(function*() {
       const { client } = yield* setup()

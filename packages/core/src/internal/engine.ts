@@ -165,15 +165,18 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
-  const findDeadlock = ({ asker, scope, target }: Claim<unknown>): LockDeadlock | undefined => {
-    const { key, limit, needs, permits, upgrades } = target
-    let own = upgrades === undefined ? 0 : needs - permits
+  const findDeadlock = ({ asker, scope, surroundings, target }: Claim<unknown>): LockDeadlock | undefined => {
+    const { isShared, key, limit, permits, upgrades } = target
+    const needs = isShared ? target.needs : limit
+    const region = isShared ? undefined : regions.find(surroundings, regionId(key))
+    let own = region !== undefined ? regions.permitsIn(region) : upgrades !== undefined ? needs - permits : 0
+    if (region !== undefined && own + permits > needs) return regions.deadlock(region.holding)
     for (const hold of scopedHolds.get(key) ?? []) {
       // A lost lease is in nobody's way for longer than its ttl.
       if (hold.holding.check() !== undefined || hold.holding.holderId === upgrades?.holderId) continue
       if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
         own += hold.holding.permits
-        if (own + permits > (target.isShared ? needs : limit)) return regions.deadlock(hold.holding)
+        if (own + permits > needs) return regions.deadlock(hold.holding)
       }
     }
     return undefined
@@ -234,11 +237,7 @@ export const make = Effect.fnUntraced(function*(
       const again: Effect.Effect<Entered, EnterError | E> = Effect.suspend((): typeof again => {
         const region = regions.find(claim.surroundings, regionId(target.key))
         if (region === undefined) return granted(undefined, undefined)
-        if (!target.isShared) {
-          return regions.permitsIn(region) + target.permits > target.limit
-            ? Effect.fail(regions.deadlock(region.holding))
-            : granted(region, undefined)
-        }
+        if (!target.isShared) return granted(region, undefined)
         const turn = new regions.Turn(asker, claim.scope, claim.isBody)
         const timeout = claim.wait ? options.waitTimeout : 0
         const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
