@@ -285,6 +285,28 @@ export class TicketRefused extends Schema.TaggedError<TicketRefused>()("TicketRe
 }
 
 /**
+ * Another reader of the same key waits to become the writer already: each would wait for the other to go.
+ *
+ * **Details**
+ *
+ * `token` is that of the read lease that could not be upgraded; `holders` are all that read. The other one gets in as soon
+ * as this read lease is given up: let the whole region fail, and start it again, reading anew.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class LockUpgradeConflict extends Schema.TaggedError<LockUpgradeConflict>()("LockUpgradeConflict", {
+  key: Schema.String,
+  token: Schema.Number,
+  holders: Schema.Array(HolderInfo)
+}) {
+  override get message(): string {
+    return `Read lease on "${this.key}" (token ${this.token}) cannot be upgraded: another one of ` +
+      `${this.holders.length} readers asked first, and waits for this one to end. Give it up, and start again`
+  }
+}
+
+/**
  * Everything that acquiring and holding a lock can fail with.
  *
  * @category errors

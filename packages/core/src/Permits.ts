@@ -14,7 +14,7 @@ import * as engines from "./internal/engine.ts"
 import type { Ask } from "./internal/holding.ts"
 import type { Lease } from "./Lease.ts"
 import * as Lock from "./Lock.ts"
-import type { LockDeadlock, LockError, LockInvalid, LockLost, LockStoreError } from "./LockError.ts"
+import type { LockError, LockInvalid, LockLost, LockStoreError } from "./LockError.ts"
 import type * as LockOptions from "./LockOptions.ts"
 import { type KeyState, PermitStore } from "./LockStore.ts"
 
@@ -24,7 +24,7 @@ import { type KeyState, PermitStore } from "./LockStore.ts"
  * @category models
  * @since 0.1.0
  */
-export interface Target {
+export interface Target<out E = never> {
   readonly key: string
   /** How many of the key's `limit` permits are asked for. */
   readonly permits: number
@@ -36,8 +36,13 @@ export interface Target {
    * own, as in a semaphore.
    */
   readonly isShared: boolean
+  /**
+   * The lease of the same key whose holder asks for more: ahead of all others, as they wait for that lease, and for as long as
+   * it is valid.
+   */
+  readonly upgrades?: Lease | undefined
   /** @internal How it is asked for, where that is not an attempt like any other. */
-  readonly how?: Ask<LockDeadlock> | undefined
+  readonly how?: Ask<E> | undefined
 }
 
 /**
@@ -68,15 +73,18 @@ export class Permits extends Context.Service<Permits, {
     use: (lease: Lease) => Effect.Effect<A, E, R>,
     options?: LockOptions.LockOptions
   ) => Effect.Effect<Option.Option<A>, E | Lock.TryError, R>
-  readonly acquire: (
-    target: Target,
+  readonly acquire: <E = never>(
+    target: Target<E>,
     options?: LockOptions.LockOptions
-  ) => Effect.Effect<Lease, LockError, Scope.Scope>
+  ) => Effect.Effect<Lease, LockError | E, Scope.Scope>
   readonly tryAcquire: (
     target: Target,
     options?: LockOptions.LockOptions
   ) => Effect.Effect<Option.Option<Lease>, Lock.TryError, Scope.Scope>
-  /** Gives back all but `permits` of the permits of a lease. */
+  /**
+   * Gives back all but `permits` of the permits of a lease, in turn with what is nested in its region: without effect when
+   * asked by what is nested itself.
+   */
   readonly shrink: (lease: Lease, permits: number) => Effect.Effect<void, LockLost | LockStoreError>
   /** Changes how many permits a key has for all who ask with the limit `declared`. */
   readonly setLimit: PermitStore["Service"]["setLimit"]

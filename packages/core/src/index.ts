@@ -1,6 +1,11 @@
 /**
  * @since 0.1.0
  */
+export * as DistributedSemaphore from "./DistributedSemaphore.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as Fencing from "./Fencing.ts"
 
 /**
@@ -57,3 +62,8 @@ export * as LockStore from "./LockStore.ts"
  * @since 0.1.0
  */
 export * as Permits from "./Permits.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as ReadWriteLock from "./ReadWriteLock.ts"

@@ -1,10 +1,18 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Deferred, Effect, Exit, type Fiber, Metric, Option, Scope } from "effect"
+import { Context, Deferred, Effect, Exit, type Fiber, Metric, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
-import { type Lease, type Lock, type LockError, LockMetrics } from "../src/index.ts"
+import {
+  DistributedSemaphore,
+  type Lease,
+  Lock,
+  type LockError,
+  LockMetrics,
+  type Permits,
+  ReadWriteLock
+} from "../src/index.ts"
 import { withMetrics } from "./support/observe.ts"
 import { everyStep } from "./support/stepping.ts"
-import { make, makeLock, type TestStore, unavailable } from "./support/TestStore.ts"
+import { make, makePermits, type TestStore, unavailable } from "./support/TestStore.ts"
 import { drive, until } from "./support/time.ts"
 
 const ttl = 90
@@ -14,6 +22,9 @@ interface Stage {
   readonly store: TestStore
   readonly lock: Lock.Lock["Service"]
   readonly other: Lock.Lock["Service"]
+  /** Both again, for what needs permits. */
+  readonly asVictim: Client
+  readonly asOther: Client
   readonly work: Effect.Effect<string>
   /** Closes the layer of `lock`. */
   readonly close: Effect.Effect<void>
@@ -24,22 +35,28 @@ interface Stage {
   readonly counts: { begun: number; ended: number; inside: number; most: number }
 }
 
+type Client = <A, E>(effect: Effect.Effect<A, E, Permits.Permits>) => Effect.Effect<A, E>
+
 const stage = Effect.gen(function*() {
   const store = yield* make
   // Commands and replies are on their way for a while: there are steps at which a command is sent but not yet executed,
   // and executed but not yet answered.
   const slow = <A, E>(run: Effect.Effect<A, E>) =>
     Effect.andThen(Effect.yieldNow, Effect.tap(run, () => Effect.yieldNow))
-  for (const verb of ["attempt", "renew", "release", "abandon", "takeover", "transfer", "adopt"]) {
+  for (const verb of ["attempt", "renew", "release", "abandon", "takeover", "transfer", "adopt", "shrink"]) {
     Object.assign(store.faults, { [verb]: slow })
   }
   const layer = yield* Scope.make()
   const wide = yield* Scope.make()
+  const victim = yield* Scope.provide(makePermits(store, { ttl, holder: { client: "lock" } }), layer)
+  const other = yield* makePermits(store, { ttl })
   const counts = { begun: 0, ended: 0, inside: 0, most: 0 }
   const stage: Stage = {
     store,
-    lock: yield* Scope.provide(makeLock(store, { ttl, holder: { client: "lock" } }), layer),
-    other: yield* makeLock(store, { ttl }),
+    lock: Context.get(victim, Lock.Lock),
+    other: Context.get(other, Lock.Lock),
+    asVictim: Effect.provide(victim),
+    asOther: Effect.provide(other),
     close: Scope.close(layer, Exit.void),
     closed: { after: Infinity },
     wide,
@@ -73,6 +90,40 @@ const protectedBy =
   (work: Effect.Effect<string>) => (leases: ReadonlyArray<Lease.Lease>): Effect.Effect<string, LockError.LockLost> =>
     leases.reduce<Effect.Effect<string, LockError.LockLost>>((work, lease) => lease.protect(work), work)
 
+const semaphore = DistributedSemaphore.make("k", { limit: 3 })
+const rw = ReadWriteLock.make("k")
+
+const busySemaphore = ({ asOther }: Stage) => Effect.forkDetach(asOther(semaphore.withPermits(2)(Effect.sleep(15))))
+const reader = ({ asOther }: Stage) => Effect.forkDetach(asOther(rw.withRead(Effect.sleep(15))))
+
+/** Reads for a while, writes, and reads again. */
+const upgrading = ({ work }: Stage) =>
+  Effect.fnUntraced(function*(lease: ReadWriteLock.ReadLease) {
+    yield* Effect.sleep(5)
+    const done = yield* Effect.scoped(Effect.flatMap(lease.upgrade, (upper) => upper.protect(work)))
+    yield* Effect.sleep(5)
+    return done
+  })
+
+/** Writes, and reads on with others. */
+const downgrading = ({ work }: Stage) =>
+  Effect.fnUntraced(function*(lease: ReadWriteLock.WriteLease) {
+    yield* lease.protect(work)
+    yield* lease.downgrade
+    yield* lease.protect(Effect.sleep(5))
+  })
+
+/** How to ask for all of a key, and to wait for it no longer than that. */
+type NextOne = (stage: Stage, waitTimeout: number) => Effect.Effect<string, unknown>
+
+const mutex: NextOne = ({ other }, waitTimeout) => other.withLock(Effect.succeed("in"), "k", { waitTimeout })
+
+const allPermits: NextOne = ({ asOther }, waitTimeout) =>
+  asOther(DistributedSemaphore.make("k", { limit: 3, waitTimeout }).withPermits(3)(Effect.succeed("in")))
+
+const writer: NextOne = ({ asOther }, waitTimeout) =>
+  asOther(ReadWriteLock.make("k", { waitTimeout }).withWrite(Effect.succeed("in")))
+
 interface Scenario {
   readonly title: string
   readonly victim: (stage: Stage) => Effect.Effect<unknown, unknown>
@@ -81,6 +132,8 @@ interface Scenario {
   readonly undisturbed?: "fails"
   /** How long, in milliseconds, the key may stay taken. */
   readonly freeAfter?: number
+  /** How to ask for all of the key's permits; by default a mutex. */
+  readonly next?: NextOne
   /** What happens to it in tests of their own, besides interruption. */
   readonly also?: ReadonlyArray<"times out" | "closes" | "evicted">
 }
@@ -231,6 +284,103 @@ const scenarios: ReadonlyArray<Scenario> = [
         }),
         "k"
       )
+  },
+  {
+    title: "withPermits",
+    also: ["closes", "evicted"],
+    next: allPermits,
+    victim: ({ asVictim, work }) => asVictim(semaphore.withPermits(2)(work))
+  },
+  {
+    title: "withPermits that has to wait, nested in withPermit",
+    also: ["closes", "evicted"],
+    prepare: busySemaphore,
+    next: allPermits,
+    victim: ({ asVictim, work }) => asVictim(semaphore.withPermit(semaphore.withPermits(2)(work)))
+  },
+  {
+    title: "acquire of permits that has to wait",
+    prepare: busySemaphore,
+    next: allPermits,
+    victim: ({ asVictim, work }) =>
+      asVictim(Effect.scoped(Effect.flatMap(semaphore.acquire(3), (lease) => lease.protect(work))))
+  },
+  {
+    title: "withWrite that has to wait for a reader",
+    also: ["closes"],
+    prepare: reader,
+    next: writer,
+    victim: ({ asVictim, work }) => asVictim(rw.withWrite(work))
+  },
+  {
+    title: "upgrade of withRead",
+    also: ["closes", "evicted"],
+    next: writer,
+    victim: (stage) => stage.asVictim(rw.withReadLease(upgrading(stage)))
+  },
+  {
+    title: "upgrade of withRead that has to wait",
+    also: ["times out", "closes"],
+    prepare: reader,
+    next: writer,
+    victim: (stage) => stage.asVictim(rw.withReadLease(upgrading(stage)))
+  },
+  {
+    title: "upgrade of acquireRead that has to wait",
+    also: ["closes"],
+    prepare: reader,
+    next: writer,
+    victim: (stage) => stage.asVictim(Effect.scoped(Effect.flatMap(rw.acquireRead, upgrading(stage))))
+  },
+  {
+    title: "upgrade that waits for too long",
+    prepare: reader,
+    next: writer,
+    victim: (stage) => stage.asVictim(ReadWriteLock.make("k", { waitTimeout: 5 }).withReadLease(upgrading(stage))),
+    undisturbed: "fails"
+  },
+  {
+    title: "upgrades of two that read at the same time",
+    also: ["closes"],
+    next: writer,
+    victim: (stage) =>
+      Effect.all([rw.withReadLease(upgrading(stage)), rw.withReadLease(upgrading(stage))], { concurrency: 2 }).pipe(
+        stage.asVictim
+      ),
+    undisturbed: "fails"
+  },
+  {
+    title: "upgrade among siblings that read",
+    also: ["closes", "evicted"],
+    next: writer,
+    victim: (stage) =>
+      stage.asVictim(
+        rw.withReadLease((lease) =>
+          Effect.all([rw.withRead(stage.work), upgrading(stage)(lease), rw.withRead(stage.work)], { concurrency: 3 })
+        )
+      )
+  },
+  {
+    title: "downgrade of withWrite",
+    also: ["closes", "evicted"],
+    next: writer,
+    victim: (stage) => stage.asVictim(rw.withWriteLease(downgrading(stage)))
+  },
+  {
+    title: "downgrade of acquireWrite",
+    next: writer,
+    victim: (stage) => stage.asVictim(Effect.scoped(Effect.flatMap(rw.acquireWrite, downgrading(stage))))
+  },
+  {
+    title: "downgrade among siblings that write",
+    also: ["times out", "closes"],
+    next: writer,
+    victim: (stage) =>
+      stage.asVictim(
+        rw.withWriteLease((lease) =>
+          Effect.all([rw.withWrite(stage.work), Effect.andThen(Effect.sleep(5), lease.downgrade)], { concurrency: 2 })
+        )
+      )
   }
 ]
 
@@ -288,17 +438,15 @@ const actions: ReadonlyArray<Action> = [
 ]
 
 /** Nothing is left of the victim, and who comes next gets in. */
-const nothingLeft = (stage: Stage, freeAfter = 0) =>
+const nothingLeft = (stage: Stage, freeAfter = 0, askNext = mutex) =>
   Effect.gen(function*() {
-    const { close, closed, counts, other, store } = stage
+    const { close, closed, counts, store } = stage
     store.faults.attempt = undefined
     assert.isAtMost(counts.most, 1, "two were inside")
     const tooLate = store.requests.slice(closed.after).filter(({ metadata }) => metadata["client"] === "lock")
     assert.deepStrictEqual(tooLate, [], "asked by a client that is closed")
     assert.strictEqual(counts.ended, counts.begun, "work that did not end")
-    const next = yield* Effect.forkDetach(
-      other.withLock(Effect.succeed("in"), "k", { waitTimeout: freeAfter + ttl / 2 })
-    )
+    const next = yield* Effect.forkDetach(askNext(stage, freeAfter + ttl / 2))
     assert.deepStrictEqual(yield* drive(next, { step: 10 }), Exit.succeed("in"), "the next one does not get in")
     for (const key of several) {
       assert.deepStrictEqual(yield* store.inspect(key), { key, holders: [], waiters: [] })
@@ -328,7 +476,7 @@ describe("G7: leaves nothing behind, at whatever step it is", () => {
               victim,
               check: (exit) => {
                 exits.push(exit)
-                return nothingLeft(it, scenario.freeAfter)
+                return nothingLeft(it, scenario.freeAfter, scenario.next)
               }
             }
           }))

@@ -10,15 +10,12 @@
  * @since 0.1.0
  */
 import type { LockStore, PermitStore } from "@effect-lock/core/LockStore"
-import { layer as layerOf } from "@effect/vitest"
-import * as Duration from "effect/Duration"
-import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
-import * as References from "effect/References"
-import type { Check, Need } from "./internal/check.ts"
+import type { Check } from "./internal/check.ts"
 import { lockChecks } from "./internal/lockChecks.ts"
+import { quietly, register } from "./internal/register.ts"
 import { storeChecks } from "./internal/storeChecks.ts"
-import { type MutexOptions, type Options, subjectOf } from "./internal/subject.ts"
+import type { MutexOptions, Options } from "./internal/subject.ts"
 
 export type { Check, Need } from "./internal/check.ts"
 export { type MutexOptions, type Options, Subject } from "./internal/subject.ts"
@@ -46,19 +43,8 @@ export { type MutexOptions, type Options, Subject } from "./internal/subject.ts"
 export const suite: {
   <E, E2 = never>(name: string, layer: Layer.Layer<LockStore | PermitStore, E>, options?: Options<E2>): void
   <E, E2 = never>(name: string, layer: Layer.Layer<LockStore, E>, options: MutexOptions<E2>): void
-} = <E, E2>(
-  name: string,
-  layer: Layer.Layer<LockStore, E>,
-  options: Options<E2, LockStore> = {}
-): void => {
-  const { patience = "20 seconds" } = options
-  const timeout = 3 * Duration.toMillis(Duration.fromInputUnsafe(patience))
-  layerOf(subjectOf(layer, options), { concurrent: true, excludeTestServices: true, timeout })(name, (it) => {
-    for (const { name, needs, run } of checks) {
-      if (needs.every((need) => isPromised(need, options))) it.effect(name, () => run, { timeout })
-    }
-  })
-}
+} = <E, E2>(name: string, layer: Layer.Layer<LockStore, E>, options: Options<E2, LockStore> = {}): void =>
+  register(checks, name, layer, options)
 
 /**
  * What `suite` registers: one named effect for each promise, to be run by other means or to be shown to fail.
@@ -66,19 +52,4 @@ export const suite: {
  * @category constants
  * @since 0.1.0
  */
-export const checks: ReadonlyArray<Check> = [...storeChecks, ...lockChecks].map((check) => ({
-  ...check,
-  // Losing leases is part of the checks, and would be logged.
-  run: Effect.provideService(check.run, References.MinimumLogLevel, "Error")
-}))
-
-const isPromised = (need: Need, { order, otherClient, permits }: Options<unknown, LockStore>): boolean => {
-  switch (need) {
-    case "fifo":
-      return order !== "progress"
-    case "permits":
-      return permits !== false
-    case "otherClient":
-      return otherClient !== undefined
-  }
-}
+export const checks: ReadonlyArray<Check> = [...storeChecks, ...lockChecks].map(quietly)

@@ -6,4 +6,5 @@
 export * as FaultProxy from "./FaultProxy.ts"
 export * as LockHistory from "./LockHistory.ts"
 export * as LockStoreSuite from "./LockStoreSuite.ts"
+export * as PrimitiveSuite from "./PrimitiveSuite.ts"
 export * as RedisServer from "./RedisServer.ts"

@@ -58,10 +58,10 @@ export interface Engine {
     body: Effect.Effect<A, E, R>,
     options?: LockOptions.LockOptions
   ) => Effect.Effect<A, E | LockError, R>
-  readonly acquire: (
-    target: Target,
+  readonly acquire: <E = never>(
+    target: Target<E>,
     options?: LockOptions.LockOptions
-  ) => Effect.Effect<Lease, LockError, Scope.Scope>
+  ) => Effect.Effect<Lease, LockError | E, Scope.Scope>
   readonly tryAcquire: (
     target: Target,
     options?: LockOptions.LockOptions
@@ -100,8 +100,8 @@ interface Entered {
 }
 
 /** How somebody asks: `scope` is the one the caller asked with, `owner` the part of it that owns what is got. */
-interface Claim extends Asker {
-  readonly target: Target
+interface Claim<out E = never> extends Asker {
+  readonly target: Target<E>
   readonly options: LockOptions.Resolved
   readonly scope: Scope.Scope
   readonly owner: Scope.Scope
@@ -156,7 +156,7 @@ export const make = Effect.fnUntraced(function*(
 
   /** Finds everything that is wrong before anything is sent. */
   const prepare = (
-    targets: ReadonlyArray<Target>,
+    targets: ReadonlyArray<Target<unknown>>,
     options: LockOptions.LockOptions | undefined
   ): Effect.Effect<LockOptions.Resolved, LockInvalid> => {
     for (const { key, limit, permits } of targets) {
@@ -167,17 +167,19 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
-  const findDeadlock = ({ asker, scope, surroundings, target }: Claim): LockDeadlock | undefined => {
-    const { key, limit, permits } = target
-    const region = target.isShared ? undefined : regions.find(surroundings, regionId(key))
-    let own = region === undefined ? 0 : regions.permitsIn(region)
-    if (own + permits > limit) return regions.deadlock(region!.holding)
+  const findDeadlock = ({ asker, scope, surroundings, target }: Claim<unknown>): LockDeadlock | undefined => {
+    const { isShared, key, limit, permits, upgrades } = target
+    const needs = isShared ? target.needs : limit
+    const region = isShared ? undefined : regions.find(surroundings, regionId(key))
+    let own = region !== undefined ? regions.permitsIn(region) : upgrades !== undefined ? needs - permits : 0
+    if (region !== undefined && own + permits > needs) return regions.deadlock(region.holding)
     for (const hold of scopedHolds.get(key) ?? []) {
       // A lost lease is in nobody's way for longer than its ttl, and one that was handed off is somebody else's.
       if (hold.holding.phase === "handedOff" || hold.holding.check() !== undefined) continue
+      if (hold.holding.holderId === upgrades?.holderId) continue
       if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
         own += hold.holding.permits
-        if (own + permits > (target.isShared ? target.needs : limit)) return regions.deadlock(hold.holding)
+        if (own + permits > needs) return regions.deadlock(hold.holding)
       }
     }
     return undefined
@@ -214,19 +216,22 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** A grant of the store. */
-  const ask = (claim: Claim, clock: Clock.Clock, askedAt: holdings.Holding["askedAt"]) =>
-    Effect.suspend((): Effect.Effect<holdings.Holding, EnterError> => {
+  const ask = <E>(claim: Claim<E>, clock: Clock.Clock, askedAt: holdings.Holding["askedAt"]) =>
+    Effect.suspend((): Effect.Effect<holdings.Holding, EnterError | E> => {
       const { owner, target, wait } = claim
-      const holding = new holdings.Holding(client, target, claim.options, clock, askedAt)
+      const { upgrades } = target
+      const options = upgrades === undefined ? claim.options : aheadOfAll(claim.options)
+      const holding = new holdings.Holding(client, target, options, clock, askedAt)
       const hold: ScopedHold | undefined = claim.isBody
         ? undefined
         : { asker: claim.asker, scope: claim.scope, holding }
-      const opened = Effect.suspend((): Effect.Effect<holdings.Holding, EnterError> => {
+      const opened = Effect.suspend((): Effect.Effect<holdings.Holding, EnterError | E> => {
         const deadlock = findDeadlock(claim)
         if (deadlock !== undefined) return Effect.fail(deadlock)
         if (hold !== undefined) remember(hold)
         const how = target.how ?? holdings.attempt(wait)
-        return Effect.as(traceAcquire(holding, holdings.open(holding, owner, how), claim.isTry), holding)
+        const acquiring = Effect.as(traceAcquire(holding, holdings.open<E>(holding, owner, how), claim.isTry), holding)
+        return upgrades === undefined ? acquiring : upgrades.protect(acquiring)
       })
       return hold === undefined
         ? opened
@@ -234,14 +239,14 @@ export const make = Effect.fnUntraced(function*(
     })
 
   /** Gets a lease: a turn in the region this fiber is inside of, or a grant of the store. */
-  const enter = (claim: Claim): Effect.Effect<Entered, EnterError> =>
+  const enter = <E>(claim: Claim<E>): Effect.Effect<Entered, EnterError | E> =>
     Clock.clockWith((clock) => {
       const { asker, options, owner, target } = claim
       const askedAt = claim.askedAt ?? nowUnsafe(clock)
       const granted = (parent: regions.Region | undefined, turn: regions.Turn | undefined) =>
         Effect.map(ask(claim, clock, askedAt), (holding): Entered => ({ holding, parent, turn }))
 
-      const again: Effect.Effect<Entered, EnterError> = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
+      const again: Effect.Effect<Entered, EnterError | E> = Effect.suspend((): typeof again => {
         const region = regions.find(claim.surroundings, regionId(target.key))
         if (region === undefined) return granted(undefined, undefined)
         if (!target.isShared) return granted(region, undefined)
@@ -250,14 +255,16 @@ export const make = Effect.fnUntraced(function*(
         const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
         return Scope.addFinalizer(owner, Effect.sync(() => regions.endTurn(region, turn))).pipe(
           Effect.andThen(regions.takeTurn(region, turn, wait)),
-          Effect.flatMap((taken): Effect.Effect<Entered, EnterError> => {
+          Effect.flatMap((taken): typeof again => {
             if (!taken) return again
             const permits = regions.permitsIn(region)
+            // An upgrade waits for every lease of the key but its own: inside the region of another one it would for ever.
+            const isForeign = target.upgrades !== undefined && target.upgrades.holderId !== region.holding.holderId
             // A region that has ended waits for its last turn: whoever has that must not wait for the store, but be sent off.
             if (!region.open || permits >= target.needs) {
               return Effect.succeed({ holding: region.holding, parent: region, turn })
             }
-            return permits + target.permits > target.needs
+            return isForeign || permits + target.permits > target.needs
               ? Effect.fail(regions.deadlock(region.holding))
               : Effect.raceFirst(Deferred.await(region.over), granted(region, turn))
           })
@@ -275,9 +282,11 @@ export const make = Effect.fnUntraced(function*(
     claim: Pick<Claim, "target" | "asker" | "surroundings">
   ) => {
     const { holding, parent, turn } = entered
+    const region = new regions.Region(holding, parent, turn !== undefined)
+    holding.region ??= region
     return regions.run(
       regionId(claim.target.key),
-      new regions.Region(holding, parent, turn !== undefined),
+      region,
       claim.asker,
       claim.surroundings,
       parent?.holding === holding ? body : traceHold(holding, body)
@@ -328,11 +337,11 @@ export const make = Effect.fnUntraced(function*(
       })
     )
 
-  const acquire = (
-    target: Target,
+  const acquire = <E>(
+    target: Target<E>,
     options: LockOptions.LockOptions | undefined,
     wait: boolean
-  ): Effect.Effect<Lease, LockError, Scope.Scope> =>
+  ): Effect.Effect<Lease, LockError | E, Scope.Scope> =>
     Effect.flatMap(
       prepare([target], options),
       (options) =>
@@ -462,19 +471,30 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const shrink: Engine["shrink"] = (store, lease, permits) =>
-    Effect.suspend(() => {
-      const holding = client.holdings.get(lease.holderId)
-      if (holding === undefined) return lease.check
-      // Before it is known: who may have less must not believe to have more.
-      holding.permits = Math.min(holding.permits, permits)
-      return Effect.andThen(
-        lease.check,
-        lease.protect(Effect.flatMap(store.shrink(holding, permits), (answer) => {
-          if (answer === "NotHeld") holding.lose("NotHeld")
-          return lease.check
-        }))
-      )
-    })
+    asking(({ asker }) =>
+      Effect.scopedWith((scope) => {
+        const holding = client.holdings.get(lease.holderId)
+        if (holding === undefined) return lease.check
+        const send = Effect.suspend(() => {
+          // Before it is known: who may have less must not believe to have more.
+          holding.permits = Math.min(holding.permits, permits)
+          return Effect.flatMap(store.shrink(holding, permits), (answer) => {
+            if (answer === "NotHeld") holding.lose("NotHeld")
+            return lease.check
+          })
+        })
+        const { region } = holding
+        if (region === undefined) return lease.protect(send)
+        // What is nested counts on all of them: it has to end first, and does not take them away from what is around it.
+        const turn = new regions.Turn(asker, scope, true)
+        return Scope.addFinalizer(scope, Effect.sync(() => regions.endTurn(region, turn))).pipe(
+          Effect.andThen(regions.takeTurn(region, turn, { timeout: Infinity, timeLeft: Infinity })),
+          Effect.andThen(send),
+          Effect.catchTag(["LockDeadlock", "LockTimeout"], () => Effect.void),
+          lease.protect
+        )
+      })
+    )
 
   const runInBackground = yield* FiberSet.makeRuntime<never, void, never>()
   yield* store.onNews((news) => {
@@ -516,6 +536,12 @@ export const make = Effect.fnUntraced(function*(
     list,
     listeners: client.listeners
   }
+})
+
+const aheadOfAll = (options: LockOptions.Resolved): LockOptions.Resolved => ({
+  ...options,
+  priority: Infinity,
+  maxWaiters: Infinity
 })
 
 // 128 random bits; not from Effect's `Random`, which two processes may have given the same seed.

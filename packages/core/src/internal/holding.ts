@@ -26,6 +26,7 @@ import type { Attempt, Grant, Held, Instant, LockStore, Request, Signal, Standin
 import * as arrears from "./arrears.ts"
 import * as events from "./events.ts"
 import { elapsedUnsafe, monotonicUnsafe, nowUnsafe } from "./instant.ts"
+import type { Region } from "./region.ts"
 
 /**
  * What all locks of one layer share.
@@ -99,6 +100,8 @@ export class Holding implements Held {
   keeper: { readonly effect: Effect.Effect<void>; readonly scope: Scope.Scope } | undefined = undefined
   keeperFiber: Fiber.Fiber<void> | undefined = undefined
   reported = false
+  /** What runs on this lease, where that is the body of a lock. */
+  region: Region | undefined = undefined
   /** How an acquisition without a grant ended. */
   outcome = ""
   /** The store failed the acquisition, whose outcome is unknown: nobody should wait for it once more. */

@@ -2,9 +2,9 @@
  * A memory store that writes down every command it is sent, and does to it what the test says.
  */
 import { Context, Effect, Exit, Layer, type Scope } from "effect"
-import { Lock, LockError, type LockOptions, LockStore } from "../../src/index.ts"
+import { Lock, LockError, type LockOptions, LockStore, Permits } from "../../src/index.ts"
 
-export type Verb = "attempt" | "renew" | "release" | "abandon" | "takeover" | "transfer" | "adopt" | "watch"
+export type Verb = "attempt" | "renew" | "release" | "abandon" | "takeover" | "transfer" | "adopt" | "watch" | "shrink"
 
 type Answer<A> = Effect.Effect<A, LockError.LockStoreError>
 
@@ -12,7 +12,7 @@ type Answer<A> = Effect.Effect<A, LockError.LockStoreError>
 type Fault<A> = (run: Answer<A>, index: number) => Answer<A>
 
 export interface TestStore {
-  readonly service: LockStore.LockStore["Service"]
+  readonly service: LockStore.PermitStore["Service"]
   /** What happened at the store: commands as they are sent and as they end. Tests add their own events. */
   readonly trace: Array<string>
   readonly requests: Array<LockStore.Request>
@@ -28,6 +28,7 @@ export interface TestStore {
     transfer?: Fault<LockStore.Transfer> | undefined
     adopt?: Fault<LockStore.Adoption> | undefined
     watch?: Fault<LockStore.Watch> | undefined
+    shrink?: Fault<LockStore.Confirmation> | undefined
     inspect?: Fault<LockStore.KeyState> | undefined
     /** Nobody hears what is told unasked. */
     news?: "lost" | undefined
@@ -41,7 +42,7 @@ export interface TestStore {
 }
 
 export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(function*() {
-  const memory = Context.get(yield* Layer.build(Layer.fresh(LockStore.layerMemory)), LockStore.LockStore)
+  const memory = Context.get(yield* Layer.build(Layer.fresh(LockStore.layerMemory)), LockStore.PermitStore)
   const trace: Array<string> = []
   const counts = new Map<string, number>()
   const listeners = new Set<(loss: LockStore.News) => void>()
@@ -77,6 +78,7 @@ export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(fun
       transfer: (lease, ticketId) => recorded("transfer", memory.transfer(lease, ticketId), ({ _tag }) => _tag),
       adopt: (ticket, request) =>
         recorded("adopt", memory.adopt(ticket, request), ({ _tag }) => _tag, () => store.requests.push(request)),
+      shrink: (lease, permits) => recorded("shrink", memory.shrink(lease, permits), (answer) => answer),
       watch: (lease) => recorded("watch", memory.watch(lease), ({ _tag }) => _tag),
       onNews: (listener) =>
         Effect.andThen(
@@ -121,8 +123,8 @@ const describeEnd = <A>(exit: Exit.Exit<A, unknown>, describe: (answer: A) => st
     ? "died"
     : "failed"
 
-export const layer = (store: TestStore): Layer.Layer<LockStore.LockStore> =>
-  Layer.succeed(LockStore.LockStore, store.service)
+export const layer = (store: TestStore): Layer.Layer<LockStore.LockStore | LockStore.PermitStore> =>
+  Layer.merge(Layer.succeed(LockStore.LockStore, store.service), Layer.succeed(LockStore.PermitStore, store.service))
 
 /** One more client of the store, closed with the scope. */
 export const makeLock = (
@@ -133,6 +135,13 @@ export const makeLock = (
     Layer.build(Lock.layer(defaults).pipe(Layer.provide(layer(store)))),
     (context) => Context.get(context, Lock.Lock)
   )
+
+/** One more client of the store that counts permits, and its locks; closed with the scope. */
+export const makePermits = (
+  store: TestStore,
+  defaults?: LockOptions.LockOptions
+): Effect.Effect<Context.Context<Permits.Permits | Lock.Lock>, LockError.LockInvalid, Scope.Scope> =>
+  Layer.build(Permits.layer(defaults).pipe(Layer.provide(layer(store))))
 
 /** A store and a client of it. */
 export const setup = Effect.fnUntraced(function*(defaults?: LockOptions.LockOptions) {
