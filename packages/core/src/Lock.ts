@@ -107,6 +107,11 @@ export class Lock extends Context.Service<Lock, {
     use: (lease: Lease) => Effect.Effect<A, E, R>,
     options?: LockOptions.LockOptions
   ) => Effect.Effect<A, E | LockError, R>
+  readonly withLeaseIfAvailable: <A, E, R>(
+    key: string,
+    use: (lease: Lease) => Effect.Effect<A, E, R>,
+    options?: LockOptions.LockOptions
+  ) => Effect.Effect<Option.Option<A>, E | TryError, R>
   readonly withLocks: <A, E, R>(
     effect: Effect.Effect<A, E, R>,
     keys: ReadonlyArray<string>,
@@ -245,6 +250,19 @@ export const withLease = <A, E, R>(
 ): Effect.Effect<A, E | LockError, R | Lock> => Lock.use((lock) => lock.withLease(key, use, options))
 
 /**
+ * As `withLockIfAvailable`, for work that needs the lease.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const withLeaseIfAvailable = <A, E, R>(
+  key: string,
+  use: (lease: Lease) => Effect.Effect<A, E, R>,
+  options?: LockOptions.LockOptions
+): Effect.Effect<Option.Option<A>, E | TryError, R | Lock> =>
+  Lock.use((lock) => lock.withLeaseIfAvailable(key, use, options))
+
+/**
  * Runs an effect while holding several keys: all or nothing.
  *
  * **Details**
@@ -252,7 +270,9 @@ export const withLease = <A, E, R>(
  * Keys are taken in one canonical order, whatever order they are given in, and duplicates are merged, so callers of
  * `withLocks` cannot wait for each other in a circle. While nothing is taken, all keys cost one round trip. Otherwise what
  * comes before the first key that is taken is kept, what comes after it is given back, and that key is waited for.
- * `waitTimeout` bounds the whole. Each key has a lease of its own; losing one ends all. They are released at the same time.
+ * `waitTimeout` bounds the whole. Each key has a lease of its own; losing one ends all, also while others are waited for.
+ * They are released at the same time. `minHold` and `progressTimeout` count for the work, which begins with the last grant;
+ * `maxHold` counts from each key's own.
  *
  * **Gotchas**
  *
@@ -533,6 +553,7 @@ export const fromEngine = (engine: engines.Engine): Lock["Service"] =>
     withLockIfAvailable: (effect, key, options) =>
       engine.withTargetIfAvailable(engines.mutex(key), () => effect, options),
     withLease: (key, use, options) => engine.withLease(engines.mutex(key), use, options),
+    withLeaseIfAvailable: (key, use, options) => engine.withTargetIfAvailable(engines.mutex(key), use, options),
     withLocks: (effect, keys, options) => engine.withTargets(keys.map(engines.mutex), effect, options),
     acquire: (key, options) => engine.acquire(engines.mutex(key), options),
     tryAcquire: (key, options) => engine.tryAcquire(engines.mutex(key), options),

@@ -6,6 +6,11 @@ export * as Fencing from "./Fencing.ts"
 /**
  * @since 0.1.0
  */
+export * as Guard from "./Guard.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as Lease from "./Lease.ts"
 
 /**
@@ -37,6 +42,11 @@ export * as LockMetrics from "./LockMetrics.ts"
  * @since 0.1.0
  */
 export * as LockOptions from "./LockOptions.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as LockOrder from "./LockOrder.ts"
 
 /**
  * @since 0.1.0

@@ -64,6 +64,27 @@ describe("types", () => {
     >()
   })
 
+  it("withLease and withLeaseIfAvailable do as withLock and withLockIfAvailable", () => {
+    expectTypeOf(() => Lock.withLease("k", (lease: Lease.Lease) => Effect.as(body, lease.token))).returns.toEqualTypeOf<
+      Effect.Effect<number, BodyError | Everything, "body" | Lock.Lock>
+    >()
+    expectTypeOf(() => Lock.withLeaseIfAvailable("k", () => body)).returns.toEqualTypeOf<
+      Effect.Effect<Option.Option<number>, BodyError | WithoutWaiting, "body" | Lock.Lock>
+    >()
+  })
+
+  it("withLocks and acquireAll do as withLock and acquire", () => {
+    expectTypeOf(() => Lock.withLocks(body, ["a", "b"])).returns.toEqualTypeOf<
+      Effect.Effect<number, BodyError | Everything, "body" | Lock.Lock>
+    >()
+    expectTypeOf(() => body.pipe(Lock.withLocks(["a", "b"], { ttl: "1 second" }))).returns.toEqualTypeOf<
+      Effect.Effect<number, BodyError | Everything, "body" | Lock.Lock>
+    >()
+    expectTypeOf(() => Lock.acquireAll(["a", "b"])).returns.toEqualTypeOf<
+      Effect.Effect<ReadonlyArray<Lease.Lease>, Everything, Lock.Lock | Scope.Scope>
+    >()
+  })
+
   it("acquire and tryAcquire need a scope", () => {
     expectTypeOf(() => Lock.acquire("k")).returns.toEqualTypeOf<
       Effect.Effect<Lease.Lease, Everything, Lock.Lock | Scope.Scope>
@@ -113,6 +134,8 @@ describe("types", () => {
     expectTypeOf(() => lease.extend("1 minute")).returns.toEqualTypeOf<
       Effect.Effect<void, LockError.LockLost | LockError.LockStoreError | LockError.LockInvalid>
     >()
+    expectTypeOf(() => lease.revocation).returns.toEqualTypeOf<Effect.Effect<void, LockError.LockLost>>()
+    expectTypeOf(() => lease.heartbeat).returns.toEqualTypeOf<Effect.Effect<void, LockError.LockLost>>()
     expectTypeOf<Lease.Lease["token"]>().toEqualTypeOf<number>()
   })
 

@@ -69,6 +69,29 @@ const invalid: ReadonlyArray<Case> = [
     input: "minHold",
     value: "\"2 seconds\""
   },
+  { title: "a progressTimeout of zero", options: { progressTimeout: 0 }, input: "progressTimeout", value: "0" },
+  { title: "a negative progressTimeout", options: { progressTimeout: -1 }, input: "progressTimeout", value: "-1" },
+  {
+    title: "a progressTimeout that is not a number",
+    options: { progressTimeout: NaN },
+    input: "progressTimeout",
+    value: "NaN"
+  },
+  {
+    title: "a progressTimeout that is no duration",
+    options: { progressTimeout: "soon" },
+    input: "progressTimeout",
+    value: "\"soon\""
+  },
+  { title: "a priority between two steps", options: { priority: 0.5 }, input: "priority", value: "0.5" },
+  { title: "a priority above 1000", options: { priority: 1001 }, input: "priority", value: "1001" },
+  { title: "a priority below -1000", options: { priority: -1001 }, input: "priority", value: "-1001" },
+  { title: "an infinite priority", options: { priority: Infinity }, input: "priority", value: "Infinity" },
+  { title: "a priority that is not a number", options: { priority: NaN }, input: "priority", value: "NaN" },
+  { title: "a negative maxWaiters", options: { maxWaiters: -1 }, input: "maxWaiters", value: "-1" },
+  { title: "a maxWaiters between two numbers", options: { maxWaiters: 1.5 }, input: "maxWaiters", value: "1.5" },
+  { title: "a maxWaiters that is not a number", options: { maxWaiters: NaN }, input: "maxWaiters", value: "NaN" },
+  { title: "a maxWaiters that is text", options: { maxWaiters: "5" }, input: "maxWaiters", value: "\"5\"" },
   { title: "holder metadata that are not text", options: { holder: { job: 7 } }, input: "holder.job", value: "7" }
 ]
 
@@ -188,8 +211,17 @@ describe("options", () => {
 
   it.effect("may be infinite where that has a meaning", () =>
     Effect.gen(function*() {
-      const { maxHold, waitTimeout } = yield* LockOptions.resolve({ waitTimeout: "Infinity", maxHold: Infinity })
-      assert.deepStrictEqual([maxHold, waitTimeout], [Infinity, Infinity])
+      const infinite = {
+        waitTimeout: "Infinity",
+        maxHold: Infinity,
+        progressTimeout: Infinity,
+        maxWaiters: Infinity
+      } as const
+      const { maxHold, maxWaiters, progressTimeout, waitTimeout } = yield* LockOptions.resolve(infinite)
+      assert.deepStrictEqual(
+        [maxHold, maxWaiters, progressTimeout, waitTimeout],
+        Array.from({ length: 4 }, () => Infinity)
+      )
     }))
 
   it.effect("of a call that shortens the ttl are not spoilt by a renewEvery made for the longer one", () =>

@@ -1,7 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Deferred, Effect, Exit, Fiber, Scope } from "effect"
+import { Deferred, Effect, Exit, Fiber, Scope, Stream } from "effect"
 import { TestClock } from "effect/testing"
 import type { LockOptions } from "../src/index.ts"
+import { withLog } from "./support/observe.ts"
 import { make, makeLock } from "./support/TestStore.ts"
 import { drive, settle, until } from "./support/time.ts"
 
@@ -51,6 +52,25 @@ describe("closing the layer", () => {
       for (const fiber of waiters) isClosed(yield* Fiber.join(fiber))
       assert.deepStrictEqual((yield* store.inspect("k")).waiters, [])
     }))
+
+  it.effect("tells of no loss where nothing was held", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const { close, lock, store } = yield* setup()
+        const other = yield* makeLock(store)
+        yield* other.acquire("k")
+        const events: Array<string> = []
+        const told = Stream.runForEach(lock.events, ({ _tag }) => Effect.sync(() => events.push(_tag)))
+        yield* Effect.forkChild(told, { startImmediately: true })
+        const waiter = yield* Effect.forkChild(Effect.flip(lock.withLock(Effect.void, "k")))
+        yield* until(() => store.trace.at(-1) === "attempt Queued")
+        yield* Fiber.join(yield* close)
+        isClosed(yield* Fiber.join(waiter))
+        yield* settle
+        assert.deepStrictEqual(events, ["Queued", "NotGranted"])
+        assert.deepStrictEqual(lines.map(({ text }) => text), [])
+      })
+    ))
 
   it.effect("sends home who is asking at that moment, and gives back what he gets", () =>
     Effect.gen(function*() {

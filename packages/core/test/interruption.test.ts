@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, type Fiber, Metric, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
-import { type Lock, LockMetrics } from "../src/index.ts"
+import { type Lease, type Lock, type LockError, LockMetrics } from "../src/index.ts"
 import { withMetrics } from "./support/observe.ts"
 import { everyStep } from "./support/stepping.ts"
 import { make, makeLock, type TestStore, unavailable } from "./support/TestStore.ts"
@@ -65,6 +65,13 @@ const stage = Effect.gen(function*() {
 
 /** Somebody else holds the key for a while after the victim has begun. */
 const contended = ({ other }: Stage) => Effect.forkDetach(other.withLock(Effect.sleep(15), "k"))
+
+/** In the canonical order one comes before "k" and one behind it. */
+const several = ["l", "j", "k"]
+
+const protectedBy =
+  (work: Effect.Effect<string>) => (leases: ReadonlyArray<Lease.Lease>): Effect.Effect<string, LockError.LockLost> =>
+    leases.reduce<Effect.Effect<string, LockError.LockLost>>((work, lease) => lease.protect(work), work)
 
 interface Scenario {
   readonly title: string
@@ -168,6 +175,34 @@ const scenarios: ReadonlyArray<Scenario> = [
       )
   },
   {
+    title: "withLocks",
+    also: ["closes"],
+    victim: ({ lock, work }) => lock.withLocks(work, several)
+  },
+  {
+    title: "withLocks of keys of which one is taken",
+    also: ["times out", "closes", "evicted"],
+    prepare: contended,
+    victim: ({ lock, work }) => lock.withLocks(work, several)
+  },
+  {
+    title: "withLocks that waits for too long",
+    prepare: contended,
+    victim: ({ lock, work }) => lock.withLocks(work, several, { waitTimeout: 10 }),
+    undisturbed: "fails"
+  },
+  {
+    title: "withLocks inside withLock of one of the keys",
+    also: ["evicted"],
+    victim: ({ lock, work }) => lock.withLock(lock.withLocks(work, several), "k")
+  },
+  {
+    title: "acquireAll of keys of which one is taken",
+    also: ["closes"],
+    prepare: contended,
+    victim: ({ lock, work }) => Effect.scoped(Effect.flatMap(lock.acquireAll(several), protectedBy(work)))
+  },
+  {
     title: "nested withLock",
     victim: ({ lock, work }) => lock.withLock(lock.withLock(work, "k"), "k")
   },
@@ -265,7 +300,9 @@ const nothingLeft = (stage: Stage, freeAfter = 0) =>
       other.withLock(Effect.succeed("in"), "k", { waitTimeout: freeAfter + ttl / 2 })
     )
     assert.deepStrictEqual(yield* drive(next, { step: 10 }), Exit.succeed("in"), "the next one does not get in")
-    assert.deepStrictEqual(yield* store.inspect("k"), { key: "k", holders: [], waiters: [] })
+    for (const key of several) {
+      assert.deepStrictEqual(yield* store.inspect(key), { key, holders: [], waiters: [] })
+    }
     const renewals = store.count("renew")
     yield* TestClock.adjust(10 * ttl)
     assert.strictEqual(store.count("renew"), renewals, "somebody still renews")
@@ -301,6 +338,32 @@ describe("G7: leaves nothing behind, at whatever step it is", () => {
         })))
     }
   }
+
+  it.effect("interrupted: acquireAll into a scope that stays open, of keys of which one is taken", () =>
+    withMetrics(Effect.gen(function*() {
+      let interrupted = 0
+      yield* everyStep(Effect.gen(function*() {
+        const it = yield* stage
+        yield* contended(it)
+        return {
+          // Not renewed before the check: what renews it would go on.
+          victim: Scope.provide(it.lock.acquireAll(several, { ttl: 9000 }), it.wide),
+          act: (fiber) => fiber.interruptUnsafe(),
+          check: (exit) =>
+            Effect.gen(function*() {
+              yield* TestClock.adjust(20)
+              const states = yield* Effect.forEach(several, it.store.inspect)
+              const held = states.filter(({ holders }) => holders.length > 0).length
+              assert.include([0, several.length], held, "some of the keys")
+              if (Exit.isFailure(exit) && held === 0) interrupted++
+              if (held > 0) yield* Scope.close(it.wide, Exit.void)
+              yield* nothingLeft(it)
+              yield* Scope.close(it.wide, Exit.void)
+            })
+        }
+      }))
+      assert.isAbove(interrupted, 30)
+    })))
 
   for (const isContended of [false, true]) {
     const waits = isContended ? ", which has to wait" : ""

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Fiber, Option, Scope } from "effect"
+import { Effect, Exit, Fiber, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
 import * as v8 from "node:v8"
 import * as vm from "node:vm"
@@ -15,6 +15,14 @@ interface Stage {
   readonly other: Lock.Lock["Service"]
   readonly store: TestStore
 }
+
+const intoClosed = <A, E>(effect: Effect.Effect<A, E, Scope.Scope>) =>
+  Effect.gen(function*() {
+    const scope = yield* Scope.make()
+    yield* Scope.close(scope, Exit.void)
+    const fiber = yield* Effect.forkChild(Scope.provide(effect, scope))
+    return yield* Fiber.await(fiber)
+  })
 
 /** What is done with a lock; its options are referenced by everything that knows of it. */
 const uses: ReadonlyArray<{
@@ -55,6 +63,14 @@ const uses: ReadonlyArray<{
   {
     title: "nested withLock",
     use: ({ lock }, options) => lock.withLock(lock.withLock(Effect.void, "k"), "k", options)
+  },
+  {
+    title: "acquire into a scope that has closed",
+    use: ({ lock }, options) => intoClosed(lock.acquire("k", options))
+  },
+  {
+    title: "takeover into a scope that has closed",
+    use: ({ lock }, options) => intoClosed(lock.takeover("k", options))
   },
   { title: "takeover", use: ({ lock }, options) => Effect.scoped(lock.takeover("k", options)) },
   {

@@ -7,7 +7,7 @@ import { now, settle } from "./support/time.ts"
 const make = Effect.map(
   Layer.build(Layer.fresh(LockStore.layerMemory)),
   (context) => {
-    const store = Context.get(context, LockStore.LockStore)
+    const store = Context.get(context, LockStore.PermitStore)
     const attempt = (holderId: string, options?: Partial<LockStore.Request>) =>
       store.attempt({
         key: "k",
@@ -314,5 +314,21 @@ describe("abandon", () => {
       const { store } = yield* make
       assert.deepStrictEqual(yield* store.abandon("k", "a"), { holders: [], position: -1, queueLength: 0 })
       assert.deepStrictEqual(yield* store.inspect("k"), { key: "k", holders: [], waiters: [] })
+    }))
+})
+
+describe("a limit that was set", () => {
+  it.effect("does not end with a use of more than 30 days", () =>
+    Effect.gen(function*() {
+      const { grant, store } = yield* make
+      yield* store.setLimit("k", 5, 2)
+      const lease = yield* grant("a", { limit: 5, ttl: 172_800_000 })
+      for (let day = 0; day < 31; day++) {
+        yield* TestClock.adjust("1 day")
+        assert.strictEqual(yield* store.renew(lease, 172_800_000), "Done")
+      }
+      yield* store.release(lease, 0)
+      yield* grant("b", { limit: 5 })
+      assert.strictEqual((yield* store.inspect("k")).limit, 2)
     }))
 })

@@ -504,6 +504,43 @@ describe("outliving the region", () => {
     }))
 })
 
+describe("after a hand-off", () => {
+  it.effect("G1: asking again inside the region waits for who adopted the lease", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const other = yield* makeLock(store)
+      let inside = false
+      yield* lock.withLease("k", (lease) =>
+        Effect.gen(function*() {
+          const ticket = yield* lease.handOff
+          const gate = yield* Deferred.make<void>()
+          const adopter = yield* Effect.forkChild(
+            Effect.scoped(Effect.andThen(other.adopt(ticket), Deferred.await(gate)))
+          )
+          yield* until(() => store.trace.includes("adopt Granted"))
+          const nested = yield* Effect.forkChild(lock.withLock(Effect.sync(() => inside = true), "k"))
+          yield* settle
+          assert.isFalse(inside)
+          yield* Deferred.succeed(gate, undefined)
+          yield* Fiber.join(adopter)
+          yield* Fiber.join(nested)
+        }))
+      assert.isTrue(inside)
+      assert.deepStrictEqual((yield* store.inspect("k")).holders, [])
+    }))
+
+  it.effect("who acquired the lease may wait for the key again: somebody else has it", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const other = yield* makeLock(store)
+      const lease = yield* lock.acquire("k")
+      const ticket = yield* lease.handOff
+      yield* Effect.scoped(other.adopt(ticket))
+      const again = yield* Effect.scoped(lock.acquire("k"))
+      assert.isAbove(again.token, lease.token)
+    }))
+})
+
 describe("LockDeadlock: who would wait for himself fails at once when he", () => {
   it.effect("acquires twice in one fiber", () =>
     Effect.gen(function*() {

@@ -61,6 +61,28 @@ export interface RedisClient {
   ) => Effect.Effect<void, LockError.LockStoreError, Scope.Scope>
   /** A command that reads; the tracker is told, once, when somebody else changes or deletes its key afterwards. */
   readonly commandTracked: RedisClient["command"]
+  /**
+   * A connection of its own, closed with the scope, on which commands may block for up to `blockedFor` milliseconds. They are
+   * sent together, and answered in order, each with its reply or its error. Not on a Cluster.
+   */
+  readonly dedicated: (
+    blockedFor: number
+  ) => Effect.Effect<
+    (
+      commands: ReadonlyArray<ReadonlyArray<string | number>>
+    ) => Effect.Effect<ReadonlyArray<Reply>, LockError.LockStoreError>,
+    LockError.LockStoreError,
+    Scope.Scope
+  >
+  /** Whether a failover, of a Cluster or under Sentinels, may lose what was written. */
+  readonly failsOver: boolean
+  /** Who serves which slot, as far as is known; undefined when this is not a Cluster. */
+  readonly cluster: {
+    readonly masterOf: (slot: number) => string | undefined
+    readonly refresh: () => void
+    /** What ioredis puts before every key. */
+    readonly keyPrefix: string
+  } | undefined
 }
 
 /**
@@ -88,6 +110,14 @@ export interface Tracker {
  * @internal
  */
 export const escapeGlob = (text: string): string => text.replace(/[*?[\]\\]/g, "\\$&")
+
+/**
+ * The answer to one of several commands.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Reply = { readonly value: unknown } | { readonly error: LockError.LockStoreError }
 
 /**
  * A client with connections of its own, closed with the scope. Fails with `Unavailable` when the server cannot be reached
@@ -550,12 +580,51 @@ const makeFrom = Effect.fnUntraced(function*(
       )
     })
 
+  const dedicated: RedisClient["dedicated"] = Effect.fnUntraced(function*(blockedFor) {
+    const options = {
+      ...subscriberOptions,
+      socketTimeout: blockedFor + commandTimeout,
+      connectionName: "effect-lock-replicas"
+    }
+    const connection = yield* connect(() => (redis as Redis).duplicate(options), commandTimeout)
+    const { redis: own } = connection
+    return (commands) =>
+      own.status === "ready"
+        ? Effect.tryPromise({
+          try: () => own.pipeline(commands.map((command) => [...command])).exec(),
+          catch: (cause) => failure("replicas", cause, connection.lastError, transient)
+        }).pipe(
+          Effect.timeoutOrElse({
+            duration: blockedFor + commandTimeout,
+            orElse: () => Effect.fail(timedOut("replicas", blockedFor + commandTimeout))
+          }),
+          Effect.map((replies) =>
+            replies!.map(([error, value]): Reply => {
+              if (error === null) return { value }
+              // Not the master any more.
+              if (demoted.test(error.message)) own.disconnect(true)
+              return { error: failure("replicas", error, connection.lastError, transient) }
+            })
+          )
+        )
+        : Effect.fail(failure("replicas", new Error("not connected"), connection.lastError, transient))
+  })
+
   return {
     run,
     command,
     commandTracked,
     scan,
-    subscribe: isCluster(redis) ? subscribeToCluster(redis) : subscribeToServer
+    subscribe: isCluster(redis) ? subscribeToCluster(redis) : subscribeToServer,
+    dedicated,
+    failsOver,
+    cluster: isCluster(redis)
+      ? {
+        masterOf: (slot) => redis.slots[slot]?.[0],
+        refresh: () => redis.refreshSlotsCache(),
+        keyPrefix: redis.options.keyPrefix ?? ""
+      }
+      : undefined
   }
 })
 

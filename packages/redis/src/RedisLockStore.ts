@@ -11,8 +11,9 @@
  * **Gotchas**
  *
  * A single server keeps its promises for as long as it keeps its memory and its clock does not jump. After a restart
- * without persistence, or a failover that lost the last writes, two holders are possible until the older one's deadline:
- * let the resource compare fencing tokens.
+ * without persistence two holders are possible until the older one's deadline, unless `lockDelay` is on. On a Cluster and
+ * under Sentinels it is: after a failover nothing is granted until the leases that it may have lost have run out. Where two
+ * holders would be a disaster, let the resource compare fencing tokens.
  *
  * A failover of a Cluster or under Sentinels is borne by holders for as long as their ttl lasts, by waiters for
  * `outageTolerance`, and by whoever asks for the first time for `commandTimeout`. So is the time in which a slot of a
@@ -35,7 +36,9 @@ import type * as Scope from "effect/Scope"
 import type { Cluster, ClusterNode, ClusterOptions, Redis, RedisOptions } from "ioredis"
 import * as Crypto from "node:crypto"
 import * as Os from "node:os"
+import * as MemoryLoss from "./internal/memoryLoss.ts"
 import { driftFactor, invalid, keyPrefix, millis, resolve as read } from "./internal/options.ts"
+import * as Replication from "./internal/replication.ts"
 import * as scripts from "./internal/scripts.ts"
 import * as Tracking from "./internal/tracking.ts"
 import * as WaitingRoom from "./internal/waitingRoom.ts"
@@ -74,6 +77,60 @@ export interface StoreOptions {
   readonly outageTolerance?: Duration.Input | undefined
   /** By how much the server's clock may run faster than ours, as a part of a ttl. Default 0.01. */
   readonly driftFactor?: number | undefined
+  /**
+   * Whether a server that restarted, or a replica that was promoted, grants nothing new until every lease it may have
+   * forgotten has run out: for the longest ttl on record, at least `longestTtl`, and `slack`. Leases it knows of are renewed
+   * and released meanwhile, waiters are queued and enter afterwards, and who does not wait fails with `LockStoreError`
+   * (`Refused`, `limitName` `lockDelay`). `Lock.takeover` and `Lock.adopt` do not wait. Default true on a Cluster and under
+   * Sentinels, whose failover can lose the last writes, else false.
+   *
+   * **Gotchas**
+   *
+   * Needs `INFO` to be allowed in scripts; the layer fails with `Refused` where it is not. Every client of a server needs
+   * the same setting: who has it off grants during the delay, and hands over to waiters. A Cluster has to allow scripts
+   * keys of several slots of one node, as Redis and Valkey do.
+   */
+  readonly lockDelay?: boolean | undefined
+  /**
+   * Whether a server on which `lockDelay` has left no mark counts as new, so that nobody waits at first use. If false, it
+   * grants once it has been up for `longestTtl` and `slack`. Default true.
+   *
+   * **Gotchas**
+   *
+   * A server that lost all its memory looks new to a client that has not seen it before.
+   */
+  readonly assumeFresh?: boolean | undefined
+  /**
+   * The longest ttl that is in use, for what the record of the server misses: it may be lost together with the first lease
+   * that was longer. At most 24 days. Default 30 seconds, as that of `Lock`.
+   */
+  readonly longestTtl?: Duration.Input | undefined
+  /** By how much later than its successor a replaced server may still grant. Default 5 seconds. */
+  readonly slack?: Duration.Input | undefined
+  /**
+   * How many replicas have to confirm a grant or a renewal before it counts. One that too few confirm in time is taken back
+   * and fails with `LockStoreError` (`Timeout`, `limitName` `replicas.timeout`); a holder whose renewals too few confirm loses its
+   * lease at its deadline. Not on a Cluster. Default: none is waited for.
+   *
+   * **Gotchas**
+   *
+   * Only with as many `acks` as there are replicas, whichever is promoted has the lease. Costs another round trip, and one
+   * to the replicas, over a third connection.
+   */
+  readonly replicas?: Replicas | undefined
+}
+
+/**
+ * How many replicas have to confirm a grant, and in what time.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Replicas {
+  /** At least so many replicas, one or more. */
+  readonly acks: number
+  /** How long they are waited for. At most 20 seconds. Default 1 second. */
+  readonly timeout?: Duration.Input | undefined
 }
 
 /**
@@ -192,7 +249,7 @@ export const layerClient = (
   options: StoreOptions = {}
 ): Layer.Layer<LockStore.LockStore | LockStore.PermitStore, LockError.LockStoreError | LockError.LockInvalid> =>
   Layer.effectContext(
-    Effect.flatMap(resolve(options), (settings) =>
+    Effect.flatMap(resolve(options, client.isCluster), (settings) =>
       Effect.flatMap(
         RedisClient.fromConnection(client, settings.commandTimeout),
         (redis) => Effect.map(makeStore(redis, settings), provided)
@@ -204,19 +261,20 @@ const provided = (
 ): Context.Context<LockStore.LockStore | LockStore.PermitStore> =>
   Context.make(LockStore.LockStore, store).pipe(Context.add(LockStore.PermitStore, store))
 
-interface Settings extends WaitingRoom.Settings {
-  readonly keyPrefix: string
-  readonly commandTimeout: number
+interface Settings extends WaitingRoom.Settings, MemoryLoss.Settings {
   readonly push: boolean
   readonly tracking: boolean
   readonly driftFactor: number
+  /** Undefined: where a failover can lose a grant. */
+  readonly lockDelay: boolean | undefined
+  readonly replicas: Replication.Settings | undefined
 }
 
 const make = (
   options: Options
 ): Effect.Effect<LockStore.PermitStore["Service"], LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> =>
   Effect.flatMap(
-    resolve(options),
+    resolve(options, options.cluster !== undefined),
     (settings) => Effect.flatMap(open(options, settings), (redis) => makeStore(redis, settings))
   )
 
@@ -237,9 +295,11 @@ const open = Effect.fnUntraced(function*(
 })
 
 const makeStore = Effect.fnUntraced(function*(
-  redis: RedisClient.RedisClient,
+  client: RedisClient.RedisClient,
   settings: Settings
 ): Effect.fn.Return<LockStore.PermitStore["Service"], LockError.LockStoreError, Scope.Scope> {
+  const memoryLoss = settings.lockDelay ?? client.failsOver ? yield* MemoryLoss.make(client, settings) : undefined
+  const redis = memoryLoss?.client ?? client
   const clock = yield* Clock.clockWith(Effect.succeed)
   const clientId = Crypto.randomUUID().replaceAll("-", "")
   const channels = `${settings.keyPrefix}:inbox:`
@@ -257,6 +317,7 @@ const makeStore = Effect.fnUntraced(function*(
   }
 
   const version = yield* checkServer(redis, keysOf("startup"), channels + clientId)
+  if (memoryLoss !== undefined) yield* memoryLoss.start
   const room = yield* WaitingRoom.make(
     (key, sentAt, ids) =>
       redis.run(scripts.heartbeat, keysOf(key), [clientId, settings.liveness, stampOf(sentAt), channels, ...ids]),
@@ -319,6 +380,17 @@ const makeStore = Effect.fnUntraced(function*(
       })
     })
 
+  // Whoever waits should be told once what for: an error of its own knows of no holder.
+  let noted = LockStore.nowUnsafe(clock)
+  let notedFor = 0
+  const noteWithheld = (left: number) =>
+    Effect.suspend(() => {
+      if (LockStore.elapsedUnsafe(noted, clock) < notedFor) return Effect.void
+      noted = now()
+      notedFor = left
+      return MemoryLoss.warnWithheld(left)
+    })
+
   const ask: LockStore.LockStore["Service"]["attempt"] = (request) =>
     Effect.suspend(() => {
       const sentAt = now()
@@ -356,18 +428,22 @@ const makeStore = Effect.fnUntraced(function*(
             }
             return Effect.succeed({ _tag: "Granted", grant })
           }
-          case 2:
-            return Effect.map(room.wait(waiter!, reply[1], Number(reply[3])), (signal) => ({
-              _tag: "Queued",
+          case 2: {
+            const queued = Effect.map(room.wait(waiter!, reply[1], Number(reply[3])), (signal) => ({
+              _tag: "Queued" as const,
               standing: standingOf(reply[2]),
               signal
             }))
+            return reply[4] === undefined ? queued : Effect.andThen(noteWithheld(Number(reply[4])), queued)
+          }
           case 3:
             room.leave(request.holderId)
             return Effect.succeed({ _tag: "OtherLimit", limit: Number(reply[1]) })
           case 4:
             room.leave(request.holderId)
             return Effect.succeed({ _tag: "QueueFull", standing: standingOf(reply[1]) })
+          case 5:
+            return Effect.andThen(noteWithheld(Number(reply[1])), Effect.fail(MemoryLoss.withheld(Number(reply[1]))))
         }
       })
     })
@@ -496,7 +572,16 @@ const makeStore = Effect.fnUntraced(function*(
     inspect,
     list
   }
-  return tracking?.isOn() === true ? tracking.observe(store) : store
+  const confirmed = settings.replicas === undefined ? store : yield* Replication.confirmed(
+    store,
+    client,
+    ({ holderId, key, token }, ttl) => {
+      const call = [scripts.renew, keysOf(key), [holderId, token, ttl, channels]] as const
+      return memoryLoss === undefined ? call : memoryLoss.guarded(...call)
+    },
+    settings.replicas
+  )
+  return tracking?.isOn() === true ? tracking.observe(confirmed) : confirmed
 })
 
 type HolderReply = readonly [
@@ -513,9 +598,10 @@ type StandingReply = readonly [position: number, queueLength: number, holders: R
 type AttemptReply =
   | readonly [0, standing: StandingReply]
   | readonly [1, token: string, ttl?: string]
-  | readonly [2, ticket: string, standing: StandingReply, next: string]
+  | readonly [2, ticket: string, standing: StandingReply, next: string, withheld?: string]
   | readonly [3, limit: string]
   | readonly [4, standing: StandingReply]
+  | readonly [5, withheld: string]
 
 type InspectReply = readonly [
   holders: ReadonlyArray<HolderReply>,
@@ -590,9 +676,10 @@ const checkServer = Effect.fnUntraced(function*(
   return version === undefined ? 5 : Number.parseInt(version, 10)
 })
 
-const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockInvalid> =>
+const resolve = (options: StoreOptions, isCluster: boolean): Effect.Effect<Settings, LockError.LockInvalid> =>
   read(() => {
     const { push = true, tracking = true } = options
+    const commandTimeout = millis("commandTimeout", options.commandTimeout ?? 2000)
     const prefix = keyPrefix(options.keyPrefix)
     const drift = driftFactor(options.driftFactor)
     const heartbeat = millis("heartbeat", options.heartbeat ?? 2000, 20_000)
@@ -602,11 +689,27 @@ const resolve = (options: StoreOptions): Effect.Effect<Settings, LockError.LockI
       driftFactor: drift,
       push,
       tracking: tracking && push,
-      commandTimeout: millis("commandTimeout", options.commandTimeout ?? 2000),
+      commandTimeout,
       interval: push ? heartbeat : Math.min(heartbeat, pollInterval),
       // An offer outlives two lost heartbeats, and a client three missed ones.
       offer: 3 * heartbeat,
       liveness: 3 * heartbeat,
-      outageTolerance: millis("outageTolerance", options.outageTolerance ?? 30_000)
+      outageTolerance: millis("outageTolerance", options.outageTolerance ?? 30_000),
+      lockDelay: options.lockDelay,
+      assumeFresh: options.assumeFresh ?? true,
+      longestTtl: millis("longestTtl", options.longestTtl ?? 30_000),
+      slack: millis("slack", options.slack ?? 5000),
+      replicas: options.replicas === undefined ? undefined : replicasOf(options.replicas, commandTimeout, isCluster)
     }
   })
+
+const replicasOf = ({ acks, timeout }: Replicas, commandTimeout: number, isCluster: boolean): Replication.Settings => {
+  // Who serves a key may change between its grant and the question, node by node.
+  if (isCluster) {
+    throw invalid("replicas", `with ${acks} acks`, "a Cluster cannot confirm grants; leave it out, or use a quorum")
+  }
+  if (!(Number.isInteger(acks) && acks >= 1)) {
+    throw invalid("replicas.acks", acks, "must be a whole number, one or more")
+  }
+  return { acks, timeout: millis("replicas.timeout", timeout ?? 1000, 20_000), commandTimeout }
+}

@@ -217,6 +217,8 @@ layer(Servers, { excludeTestServices: true })("a slot that moves", (it) => {
             slotsRefreshInterval: 20
           }
         },
+        // With it, an attempt that is sent on does nothing.
+        lockDelay: false,
         commandTimeout: "20 seconds"
       }))
       // Makes the script known to both, and the connection.

@@ -76,6 +76,21 @@ describe("a limit that was set", () => {
       assert.isBelow(yield* daysLeft(server, "k"), 0.01)
     }))
 
+  it.live("is lost with the lock's hash, and then it is what those who wait have declared", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const store = yield* connect(server)
+      yield* store.setLimit("k", 2, 5)
+      yield* take(store, request("a", { permits: 5, limit: 2 }))
+      yield* store.attempt(request("b", { permits: 2, limit: 2 }))
+      yield* server.command("DEL", keysOf("k")[0]!)
+      // Any command grants to who waits.
+      yield* store.renew({ key: "k", holderId: "nobody", token: 1 }, 1)
+      const { holders, limit } = yield* store.inspect("k")
+      assert.deepStrictEqual([holders.map(({ holderId }) => holderId), limit], [["b"], 2])
+      assert.strictEqual((yield* store.attempt(request("c", { limit: 5 })))._tag, "OtherLimit")
+    }))
+
   it.live("G9: tells at once who asks for more than there are any more, by push", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()

@@ -41,7 +41,7 @@ const allowed: Readonly<Record<string, readonly [since: string, form: (args: Rea
   zcard: ["1.2", exactly(1)],
   zcount: ["2.0", exactly(3)],
   // Not with BYSCORE or REV.
-  zrange: ["1.2", exactly(3)],
+  zrange: ["1.2", (args) => args.length === 3 || (args.length === 4 && args[3] === "WITHSCORES")],
   zrangebyscore: ["1.0.5", exactly(3)],
   // Not with WITHSCORE.
   zrank: ["2.0", exactly(2)],
@@ -68,7 +68,7 @@ describe("servers of version 5", () => {
         )
       )
       const monitor = yield* server.monitor
-      const store = { tracking: false, heartbeat: 50 } as const
+      const store = { tracking: false, lockDelay: false, heartbeat: 50 } as const
       const a = yield* connect(server, { store })
       const b = yield* connect(server, { store })
 

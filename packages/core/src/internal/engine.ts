@@ -109,6 +109,8 @@ interface Claim extends Asker {
   readonly isBody: boolean
   /** Asked for by this moment, where it is one of several. */
   readonly askedAt?: holdings.Holding["askedAt"] | undefined
+  /** Waited for if it is taken: then only that is told of. */
+  readonly isTry?: boolean | undefined
 }
 
 interface Asker {
@@ -165,12 +167,14 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
-  const findDeadlock = ({ asker, scope, target }: Claim): LockDeadlock | undefined => {
+  const findDeadlock = ({ asker, scope, surroundings, target }: Claim): LockDeadlock | undefined => {
     const { key, limit, permits } = target
-    let own = 0
+    const region = target.isShared ? undefined : regions.find(surroundings, regionId(key))
+    let own = region === undefined ? 0 : regions.permitsIn(region)
+    if (own + permits > limit) return regions.deadlock(region!.holding)
     for (const hold of scopedHolds.get(key) ?? []) {
-      // A lost lease is in nobody's way for longer than its ttl.
-      if (hold.holding.check() !== undefined) continue
+      // A lost lease is in nobody's way for longer than its ttl, and one that was handed off is somebody else's.
+      if (hold.holding.phase === "handedOff" || hold.holding.check() !== undefined) continue
       if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
         own += hold.holding.permits
         if (own + permits > (target.isShared ? target.needs : limit)) return regions.deadlock(hold.holding)
@@ -190,9 +194,18 @@ export const make = Effect.fnUntraced(function*(
     if (holds?.delete(hold) && holds.size === 0) scopedHolds.delete(key)
   }
 
+  /** A scope that has closed runs its finalizer before there is anything to forget. */
+  const remembered = <A, E>(hold: ScopedHold, owner: Scope.Scope, opened: Effect.Effect<A, E>) => {
+    const forgotten = Effect.sync(() => forget(hold))
+    return Effect.andThen(Scope.addFinalizer(owner, forgotten), Effect.onError(opened, () => forgotten))
+  }
+
   /** The keys that an asker has already. */
-  const held = function*({ asker, surroundings }: Claim): Iterable<string> {
-    for (const region of surroundings.regions.values()) if (region.open) yield region.holding.key
+  const held = function*({ asker, surroundings }: Asker): Iterable<string> {
+    for (const id of surroundings.regions.keys()) {
+      const region = regions.find(surroundings, id)
+      if (region !== undefined) yield region.holding.key
+    }
     for (const holds of scopedHolds.values()) {
       for (const hold of holds) {
         if (hold.holding.phase === "held" && regions.waitsFor(hold.asker, asker)) yield hold.holding.key
@@ -213,11 +226,11 @@ export const make = Effect.fnUntraced(function*(
         if (deadlock !== undefined) return Effect.fail(deadlock)
         if (hold !== undefined) remember(hold)
         const how = target.how ?? holdings.attempt(wait)
-        return Effect.as(traceAcquire(holding, holdings.open(holding, owner, how)), holding)
+        return Effect.as(traceAcquire(holding, holdings.open(holding, owner, how), claim.isTry), holding)
       })
       return hold === undefined
         ? opened
-        : Effect.andThen(Scope.addFinalizer(owner, Effect.sync(() => forget(hold))), opened)
+        : remembered(hold, owner, opened)
     })
 
   /** Gets a lease: a turn in the region this fiber is inside of, or a grant of the store. */
@@ -231,11 +244,7 @@ export const make = Effect.fnUntraced(function*(
       const again: Effect.Effect<Entered, EnterError> = Effect.suspend((): Effect.Effect<Entered, EnterError> => {
         const region = regions.find(claim.surroundings, regionId(target.key))
         if (region === undefined) return granted(undefined, undefined)
-        if (!target.isShared) {
-          return regions.permitsIn(region) + target.permits > target.limit
-            ? Effect.fail(regions.deadlock(region.holding))
-            : granted(region, undefined)
-        }
+        if (!target.isShared) return granted(region, undefined)
         const turn = new regions.Turn(asker, claim.scope, claim.isBody)
         const timeout = claim.wait ? options.waitTimeout : 0
         const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
@@ -257,7 +266,7 @@ export const make = Effect.fnUntraced(function*(
       // Who does not wait is in nobody's way.
       return claim.order === undefined || !claim.wait
         ? again
-        : Effect.andThen(claim.order(target.key, held(claim)), again)
+        : Effect.andThen(claim.order([target.key], held(claim)), again)
     })
 
   const runInside = <A, E, R>(
@@ -342,10 +351,13 @@ export const make = Effect.fnUntraced(function*(
             Clock.clockWith((clock) => {
               const holding = new holdings.Holding(client, target, options, clock, nowUnsafe(clock))
               const hold = { asker, scope, holding }
-              remember(hold)
-              return Scope.addFinalizer(owner, Effect.sync(() => forget(hold))).pipe(
-                Effect.andThen(withoutWaiting(traceAcquire(holding, holdings.open(holding, owner, how)))),
-                Effect.map(() => makeLease({ holding, parent: undefined, turn: undefined }))
+              const opened = Effect.suspend(() => {
+                remember(hold)
+                return withoutWaiting(traceAcquire(holding, holdings.open(holding, owner, how)))
+              })
+              return Effect.map(
+                remembered(hold, owner, opened),
+                () => makeLease({ holding, parent: undefined, turn: undefined })
               )
             }))
         )
@@ -359,42 +371,54 @@ export const make = Effect.fnUntraced(function*(
   const enterAll = (
     claims: ReadonlyArray<Omit<Claim, "owner" | "wait">>,
     whole: Scope.Scope
-  ): Effect.Effect<ReadonlyArray<Entered>, EnterError> =>
+  ): Effect.Effect<{ readonly entered: ReadonlyArray<Entered>; readonly leases: ReadonlyArray<Lease> }, EnterError> =>
     Effect.gen(function*() {
       const entered: Array<Entered> = []
+      const leases: Array<Lease> = []
+      const keep = (it: Entered) => {
+        entered.push(it)
+        leases.push(makeLease(it))
+      }
+      const own = (claim: Omit<Claim, "owner" | "wait">) => ({
+        ...claim,
+        // There is no work yet: it cannot report progress, and what it never used is kept from nobody.
+        options: { ...claim.options, minHold: 0, progressTimeout: Infinity },
+        owner: Scope.forkUnsafe(whole, "sequential")
+      })
       const tryEnter = (claim: Omit<Claim, "owner" | "wait">) => {
-        const owner = Scope.forkUnsafe(whole, "sequential")
-        return Effect.map(
-          Effect.catchTag(Effect.asSome(enter({ ...claim, owner, wait: false })), "LockTimeout", () =>
-            Effect.succeedNone),
-          (entered) => ({ entered, owner })
+        const tried = own(claim)
+        return Effect.asSome(enter({ ...tried, wait: false, isTry: true })).pipe(
+          Effect.catchTag("LockTimeout", () => Effect.succeedNone),
+          Effect.map((entered) => ({ entered, owner: tried.owner }))
         )
       }
       while (entered.length < claims.length) {
-        const rest = claims.slice(entered.length)
-        const tries = yield* Effect.forEach(rest, tryEnter, { concurrency: "unbounded" })
-        const isTaken = tries.findIndex(({ entered }) =>
-          Option.isNone(entered)
-        )
-        const kept = isTaken === -1 ? tries.length : isTaken
-        for (const it of tries.slice(0, kept)) entered.push(Option.getOrThrow(it.entered))
-        if (isTaken === -1) break
+        const tries = yield* Effect.forEach(claims.slice(entered.length), tryEnter, { concurrency: "unbounded" })
+        const taken = tries.findIndex(({ entered }) => Option.isNone(entered))
+        const kept = taken === -1 ? tries.length : taken
+        for (const it of tries.slice(0, kept)) keep(Option.getOrThrow(it.entered))
+        if (taken === -1) break
         yield* Effect.forEach(tries.slice(kept), ({ owner }) => Scope.close(owner, Exit.void), {
           concurrency: "unbounded",
           discard: true
         })
-        const owner = Scope.forkUnsafe(whole, "sequential")
-        entered.push(yield* enter({ ...rest[kept]!, owner, wait: true }))
+        const waiting = enter({ ...own(claims[entered.length]!), wait: true })
+        // What was got so far may be lost meanwhile: then there is nothing to wait for.
+        keep(yield* Effect.raceAllFirst([...leases.map(({ lost }) => lost), waiting]))
       }
-      return entered
+      yield* Effect.forEach(leases, ({ check }) => check, { discard: true })
+      entered.forEach(({ holding, parent }, i) => {
+        if (holding !== parent?.holding) holding.begin(claims[i]!.options)
+      })
+      return { entered, leases }
     })
 
   const withTargets: Engine["withTargets"] = (given, body, options) =>
     withClaims(given, options, (asker, targets, options, askedAt) =>
       Effect.scopedWith((scope) => {
         const claims = targets.map((target) => ({ ...asker, target, options, scope, isBody: true, askedAt }))
-        return Effect.flatMap(enterAll(claims, Scope.forkUnsafe(scope, "parallel")), (all) =>
-          all.reduceRight(
+        return Effect.flatMap(enterAll(claims, Scope.forkUnsafe(scope, "parallel")), ({ entered }) =>
+          entered.reduceRight(
             (body, entered, i) => asking((asker) => runInside(body, entered, { ...claims[i]!, ...asker })),
             body as Effect.Effect<any, any, any>
           ))
@@ -404,9 +428,9 @@ export const make = Effect.fnUntraced(function*(
     withClaims(given, options, (asker, targets, options, askedAt) =>
       inScopeOfItsOwn("parallel", (scope, owner) => {
         const claims = targets.map((target) => ({ ...asker, target, options, scope, isBody: false, askedAt }))
-        return Effect.map(enterAll(claims, owner), (all) => {
-          const leases = new Map(all.map((entered) => [entered.holding.key, makeLease(entered)]))
-          return given.map(({ key }) => leases.get(key)!)
+        return Effect.map(enterAll(claims, owner), ({ leases }) => {
+          const byKey = new Map(leases.map((lease) => [lease.key, lease]))
+          return given.map(({ key }) => byKey.get(key)!)
         })
       }))
 
@@ -419,14 +443,21 @@ export const make = Effect.fnUntraced(function*(
       options: LockOptions.Resolved,
       askedAt: holdings.Holding["askedAt"]
     ) => Effect.Effect<A, E, R>
-  ): Effect.Effect<A, E | LockInvalid, R> => {
+  ): Effect.Effect<A, E | LockDeadlock | LockInvalid, R> => {
     if (given.length === 0) {
       return Effect.fail(new LockInvalid({ input: "keys", value: "[]", fix: "name at least one key" }))
     }
     return Effect.flatMap(prepare(given, options), (options) => {
       const byKey = new Map(given.map((target) => [target.key, target]))
       const targets = Array.from(byKey.values()).toSorted((a, b) => a.key < b.key ? -1 : 1)
-      return Clock.clockWith((clock) => asking((asker) => use(asker, targets, options, nowUnsafe(clock))))
+      return Clock.clockWith((clock) =>
+        asking(({ order, ...asker }) => {
+          const asked = use({ ...asker, order: undefined }, targets, options, nowUnsafe(clock))
+          return order === undefined
+            ? asked
+            : Effect.andThen(order(targets.map(({ key }) => key), held({ ...asker, order })), asked)
+        })
+      )
     })
   }
 
@@ -552,10 +583,9 @@ const closeAll = (client: holdings.Client, timeout: number): Effect.Effect<void>
   Effect.suspend(() => {
     client.closed = true
     const open = Array.from(client.holdings.values())
-    for (const holding of open) {
-      holding.ended = Deferred.makeUnsafe()
-      holding.lose("Closed")
-    }
+    // All before the first loss: that one may end others on the spot.
+    for (const holding of open) holding.ended = Deferred.makeUnsafe()
+    for (const holding of open) holding.lose("Closed")
     return Effect.forEach(open, (holding) => Deferred.await(holding.ended!), {
       concurrency: "unbounded",
       discard: true
@@ -574,13 +604,18 @@ const closeAll = (client: holdings.Client, timeout: number): Effect.Effect<void>
   })
 
 /** The span of waiting for a lock names who was in the way. */
-const traceAcquire = <E>(holding: holdings.Holding, acquiring: Effect.Effect<unknown, E>): Effect.Effect<void, E> =>
+const traceAcquire = <E>(
+  holding: holdings.Holding,
+  acquiring: Effect.Effect<unknown, E>,
+  isTry = false
+): Effect.Effect<void, E> =>
   Effect.useSpan(
     "Lock.acquire",
     { attributes: attributes(holding) },
     (span) =>
       Effect.onExit(Effect.provideService(acquiring, Tracer.ParentSpan, span), (exit) => {
-        const outcome = outcomeOf(exit)
+        const exitOutcome = outcomeOf(exit)
+        const outcome = isTry && exitOutcome === "LockTimeout" ? "taken" : exitOutcome
         const waited = holding.waitedFor()
         span.attribute("lock.outcome", outcome)
         span.attribute("lock.wait_ms", waited)
@@ -590,7 +625,7 @@ const traceAcquire = <E>(holding: holdings.Holding, acquiring: Effect.Effect<unk
           if (outcome === "granted") {
             granted.updateUnsafe(1, context)
             LockMetrics.wait.updateUnsafe(waited, context)
-          } else {
+          } else if (outcome !== "taken") {
             holding.outcome = outcome
             events.emit(holding, "NotGranted")
             Metric.withAttributes(LockMetrics.acquisitions, { outcome }).updateUnsafe(1, context)

@@ -69,7 +69,7 @@ export class Holding implements Held {
   readonly key: string
   permits: number
   readonly limit: number
-  readonly options: Resolved
+  options: Resolved
   readonly holderId: string
   readonly clock: Clock.Clock
   /** Fails when the lease is lost, or when a wait must end without one. */
@@ -160,6 +160,14 @@ export class Holding implements Held {
     this.client.floor = Math.max(this.client.floor, grant.token)
     this.grantedAt = this.progressAt = nowUnsafe(this.clock)
     this.confirm(grant.sentAt, grant.ttl)
+  }
+
+  /** The work of several locks begins with the last grant. */
+  begin(options: Resolved): void {
+    this.options = options
+    this.progressAt = nowUnsafe(this.clock)
+    // The nursery has to know how soon progress is due.
+    if (this.keeperFiber === undefined) this.client.nursery.add(this)
   }
 
   /** The loss to report, found out at this very moment if need be: every check is a reading of the clocks. */
@@ -309,8 +317,9 @@ export const verify = (holding: Holding): Effect.Effect<void> =>
  */
 export const revocation = (holding: Holding): Effect.Effect<void> =>
   Effect.suspend(() => {
-    // Before the question is sent: the news may overtake the answer.
-    const wanted = holding.wanted ??= Deferred.makeUnsafe()
+    // Before the question is sent: the news may overtake the answer. Who was waiting may have gone since the last time.
+    if (holding.wanted === undefined || Deferred.isDoneUnsafe(holding.wanted)) holding.wanted = Deferred.makeUnsafe()
+    const { wanted } = holding
     const ask = Effect.suspend(() => holding.client.store.watch(holding)).pipe(
       Effect.tap((watch) =>
         Effect.sync(() => {
@@ -373,7 +382,8 @@ export const handedOff = ({ holderId, key, token }: Holding): LockLost =>
 const reportLoss = (holding: Holding): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { loss } = holding
-    if (loss === undefined || holding.reported) return Effect.void
+    // Who never had a lease lost none: his acquisition has failed, and that was told.
+    if (loss === undefined || holding.reported || holding.token === 0) return Effect.void
     holding.reported = true
     events.emit(holding, "Lost")
     return Effect.andThen(

@@ -138,6 +138,7 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
         waiter.wake = Deferred.makeUnsafe()
       }
     }
+    if (!isIdle(key)) key.usedAt = now
     // A waiter may still look at a key that was dropped and made anew: only the current one is dropped.
     if (
       isIdle(key) && keys.get(key.name) === key && (key.limit === key.declared || now - key.usedAt > limitRetention)

@@ -31,7 +31,7 @@ export class Region {
 }
 
 /**
- * How many permits of a key those inside a region have.
+ * How many permits of a key those inside a region have. What was handed off is somebody else's, who may be inside.
  *
  * @internal
  */
@@ -39,7 +39,7 @@ export const permitsIn = (region: Region): number => {
   let permits = 0
   let counted: Holding | undefined
   for (let it: Region | undefined = region; it !== undefined; it = it.parent) {
-    if (!it.open || it.holding === counted) continue
+    if (!it.open || it.holding === counted || it.holding.phase === "handedOff") continue
     permits += it.holding.permits
     counted = it.holding
   }

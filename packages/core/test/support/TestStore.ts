@@ -4,7 +4,7 @@
 import { Context, Effect, Exit, Layer, type Scope } from "effect"
 import { Lock, LockError, type LockOptions, LockStore } from "../../src/index.ts"
 
-export type Verb = "attempt" | "renew" | "release" | "abandon" | "takeover" | "transfer" | "adopt"
+export type Verb = "attempt" | "renew" | "release" | "abandon" | "takeover" | "transfer" | "adopt" | "watch"
 
 type Answer<A> = Effect.Effect<A, LockError.LockStoreError>
 
@@ -27,7 +27,10 @@ export interface TestStore {
     takeover?: Fault<LockStore.Grant> | undefined
     transfer?: Fault<LockStore.Transfer> | undefined
     adopt?: Fault<LockStore.Adoption> | undefined
+    watch?: Fault<LockStore.Watch> | undefined
     inspect?: Fault<LockStore.KeyState> | undefined
+    /** Nobody hears what is told unasked. */
+    news?: "lost" | undefined
   }
   /** The keys' state, past all faults. */
   readonly inspect: (key: string) => Effect.Effect<LockStore.KeyState>
@@ -74,7 +77,12 @@ export const make: Effect.Effect<TestStore, never, Scope.Scope> = Effect.gen(fun
       transfer: (lease, ticketId) => recorded("transfer", memory.transfer(lease, ticketId), ({ _tag }) => _tag),
       adopt: (ticket, request) =>
         recorded("adopt", memory.adopt(ticket, request), ({ _tag }) => _tag, () => store.requests.push(request)),
-      onNews: (listener) => Effect.andThen(Effect.sync(() => listeners.add(listener)), memory.onNews(listener)),
+      watch: (lease) => recorded("watch", memory.watch(lease), ({ _tag }) => _tag),
+      onNews: (listener) =>
+        Effect.andThen(
+          Effect.sync(() => listeners.add(listener)),
+          memory.onNews((news) => store.faults.news === "lost" ? undefined : listener(news))
+        ),
       inspect: (key) =>
         Effect.suspend(() => {
           const run = memory.inspect(key)

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto"
+import { guard } from "./memoryLoss.ts"
 
 /**
  * A Lua script and the name its command has in errors. All scripts take the same four keys of one lock, in one hash slot:
@@ -18,12 +19,24 @@ export interface Script {
   readonly name: string
   readonly source: string
   readonly sha: string
+  /** The same, for a server that may have forgotten leases: see `memoryLoss.ts`. */
+  readonly guarded?: Script
 }
 
-const script = (name: string, body: string, shortcut = ""): Script => {
-  const source = opening + shortcut + machinery + body
-  return { name, source, sha: createHash("sha1").update(source).digest("hex") }
-}
+const compile = (name: string, source: string): Script => ({
+  name,
+  source,
+  sha: createHash("sha1").update(source).digest("hex")
+})
+
+/** One shortcut grants, and the other, which does not, comes before it is known whether it may. */
+const script = (name: string, body: string, shortcut = "", early = ""): Script => ({
+  ...compile(name, opening + early + unguarded + shortcut + machinery + body),
+  guarded: compile(name, opening + early + guard + shortcut + machinery + body)
+})
+
+// For how long nothing is granted, and up to which ttl nothing has to be recorded: what `guard` finds out.
+const unguarded = "local withheld, recorded = 0, math.huge\n"
 
 // A grant is one string: expiry, token, permits, since, state and offer, client, metadata. State `h` is held, `w` too, and its
 // client is told when somebody queues; `o` is an offer that nobody confirmed yet, `k` is kept for minHold, `t` is set aside
@@ -46,7 +59,7 @@ end
 // Not even defined where a shortcut has answered before: closures are what these scripts spend most of their time on.
 const machinery = `
 -- Grants are written together with the summary, by save.
-local writes, changed, extended = {}, false, false
+local writes, changed, extended, raised = {}, false, false, 0
 
 local function int(number) return string.format('%d', number) end
 
@@ -62,6 +75,7 @@ local function put(id, grant)
     grant.since, grant.mode, grant.offer, grant.client, grant.meta)
   if used == 0 or grant.expiry < nextExpiry then nextExpiry = grant.expiry end
   if grant.expiry > lastExpiry then lastExpiry, extended = grant.expiry, true end
+  if grant.expiry - now > recorded then raised = math.max(raised, grant.expiry - now) end
   changed = true
 end
 
@@ -169,7 +183,7 @@ local function pump(inbox)
       -- The limit was lowered: who can never be granted is told so when it asks again.
       forget(head)
       redis.call('PUBLISH', inbox .. client, '? ' .. head)
-    elseif used + permits > limit then
+    elseif withheld > 0 or used + permits > limit then
       return true
     else
       local token = grant(head, permits, tonumber(offer), 'o', tonumber(offer), client, meta, tonumber(floor))
@@ -200,6 +214,10 @@ local function save()
   if extended and stored[1] then redis.call('PEXPIREAT', L, expiry) end
   redis.call('HSET', L, unpack(fields))
   if not stored[1] then redis.call('PEXPIREAT', L, expiry) end
+  if raised > 0 then
+    record(raised)
+    raised = 0
+  end
 end
 
 -- A sign of life of a client that waits; the stamp is its own clock, given back with every grant pushed to it.
@@ -222,8 +240,8 @@ end
 `
 
 /**
- * `{1, token}` granted · `{2, ticket, standing, next}` queued · `{0, standing}` refused · `{3, limit}` other limit in use ·
- * `{4, standing}` queue full
+ * `{1, token}` granted · `{2, ticket, standing, next, withheld?}` queued · `{0, standing}` refused · `{3, limit}` other limit
+ * in use · `{4, standing}` queue full · `{5, withheld}` free as far as is known, but nothing is granted yet
  *
  * @internal
  */
@@ -255,7 +273,7 @@ if mine then
   save()
   return { 1, int(mine.token) }
 end
-if used == 0 and (declared or limit) ~= wanted then
+if used == 0 and not waiting and (declared or limit) ~= wanted then
   -- What can never be granted declares nothing anew.
   if permits > wanted then return { 3, int(wanted) } end
   declare(wanted)
@@ -272,7 +290,8 @@ if waiting and fits and not queued then
   local head = redis.call('ZRANGE', Q, 0, 0, 'WITHSCORES')
   waiting = tonumber(head[2]) <= (place or time[1] * 1000000 + time[2] - headStart)
 end
-if not waiting and fits then
+if withheld > 0 and fits and not wait then return { 5, int(withheld) } end
+if withheld == 0 and fits and not waiting then
   local token = grant(id, permits, ttl, 'h', 0, client, meta, floor)
   save()
   return { 1, int(token) }
@@ -288,23 +307,25 @@ if not queued then
   local ticket = math.max((tonumber(redis.call('HGET', W, 't')) or 0) + 1, time[1] * 1000000 + time[2])
   redis.call('ZADD', Q, int(place or ticket - headStart), id)
   redis.call('HSET', W, 't', int(ticket))
-  redis.call('HSET', W, id, table.concat({ int(permits), int(limit), offer, client, int(floor), int(now), meta }, ' '))
+  redis.call('HSET', W, id, table.concat({ int(permits), int(wanted), offer, client, int(floor), int(now), meta }, ' '))
   for _, grant in ipairs(all) do
     if grant.mode == 'w' then redis.call('PUBLISH', inbox .. grant.client, '+ ' .. grant.id) end
   end
 end
 alive(client, liveness, stamp)
-return { 2, redis.call('ZSCORE', Q, id), standing(id, all), int(nextExpiry - now) }
+local next = withheld > 0 and withheld or nextExpiry - now
+return { 2, redis.call('ZSCORE', Q, id), standing(id, all), int(next), withheld > 0 and int(withheld) or nil }
 `,
   // Free, with the limit that its callers declare, and nobody waits.
   `
 local client, ttl, permits, wanted, floor = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
-if used == 0 and not declared and permits <= wanted and redis.call('EXISTS', Q) == 0 then
+if used == 0 and not declared and withheld == 0 and permits <= wanted and redis.call('EXISTS', Q) == 0 then
   local token, expiry = math.max(fence + 1, floor + 1, time[1] * 1000000 + time[2]), now + ttl + 1
   local text = string.format('%d', token)
   redis.call('HSET', L, 's', string.format('%d %d %s %d %d', permits, expiry, text, expiry, wanted),
     own, string.format('%d %s %d %d h0 %s %s', expiry, text, permits, now, client, ARGV[8]))
   redis.call('PEXPIREAT', L, string.format('%d', expiry + RETENTION))
+  if expiry - now > recorded then record(expiry - now) end
   return { 1, text }
 end
 `
@@ -351,6 +372,7 @@ pump(inbox)
 save()
 return held and 1 or 0
 `,
+  "",
   // The only holder goes, and nobody waits.
   `
 if stored[2] and ARGV[3] == '0' and nextExpiry > now and not declared then
@@ -494,7 +516,7 @@ end
 for i = 5, #ARGV do
   if not redis.call('ZSCORE', Q, ARGV[i]) and not find(ARGV[i]) then unknown[#unknown + 1] = ARGV[i] end
 end
-return { int(nextExpiry - now), offers, unknown }
+return { int(withheld > 0 and withheld or nextExpiry - now), offers, unknown }
 `
 )
 
@@ -531,8 +553,8 @@ export const setLimit = script(
   `
 local wanted, new, inbox = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 dropExpired()
-pump(inbox)
-if used == 0 then declare(wanted) end
+local waiting = pump(inbox)
+if used == 0 and not waiting then declare(wanted) end
 if (declared or limit) ~= wanted then
   save()
   return { 0, int(limit) }
@@ -572,9 +594,9 @@ return { 0 }
  *
  * @internal
  */
-export const inspect = script(
+export const inspect = compile(
   "inspect",
-  `
+  `${opening}${unguarded}${machinery}
 local holders, waiters = {}, {}
 for _, grant in ipairs(grants()) do
   if grant.expiry > now then

@@ -1,5 +1,6 @@
 import type { RedisServer } from "@effect-lock/test-utils"
 import { Context, Effect, Logger, Metric, References } from "effect"
+import type { Script } from "../../src/internal/scripts.ts"
 import * as scripts from "../../src/internal/scripts.ts"
 
 export interface LogLine {
@@ -50,7 +51,9 @@ export const withMetrics = <A, E, R>(test: Effect.Effect<A, E, R>): Effect.Effec
   Effect.suspend(() => Effect.provideService(test, Metric.MetricRegistry, new Map()))
 
 const names: ReadonlyMap<string, string> = new Map(
-  Object.values(scripts).flatMap(({ name, sha, source }) => [[sha, name], [source, name]])
+  Object.values<Script>(scripts).flatMap((script) =>
+    [script, script.guarded ?? script].flatMap(({ name, sha, source }) => [[sha, name], [source, name]] as const)
+  )
 )
 
 /** The script that an EVALSHA or EVAL runs, else the command's own name. */

@@ -12,11 +12,18 @@ export interface ClientOptions {
   readonly lock?: LockOptions.LockOptions
 }
 
+/** Without lock delay, unless asked for: nobody should have to wait for what a failover may have lost. */
 export const connectCluster = (cluster: RedisServer.Cluster, options?: ClientOptions) =>
-  build(RedisLockStore.layer({ cluster: { nodes: cluster.addresses }, ...options?.store }), options?.lock)
+  build(
+    RedisLockStore.layer({ cluster: { nodes: cluster.addresses }, lockDelay: false, ...options?.store }),
+    options?.lock
+  )
 
 export const connectSentinel = ({ addresses, name }: RedisServer.Sentinel, options?: ClientOptions) =>
-  build(RedisLockStore.layer({ options: { sentinels: [...addresses], name }, ...options?.store }), options?.lock)
+  build(
+    RedisLockStore.layer({ options: { sentinels: [...addresses], name }, lockDelay: false, ...options?.store }),
+    options?.lock
+  )
 
 export interface Occupant {
   readonly entered: Effect.Effect<void>
@@ -102,6 +109,13 @@ export const connectionsTo = (servers: ReadonlyArray<RedisServer.Server>) =>
         .filter((name) => name !== "effect-lock-admin")
   )
 
-/** Waits until every write the server has taken so far has reached its replica, so that a failover cannot lose it. */
-export const replicated = (server: RedisServer.Server) =>
-  until(Effect.map(server.command("WAIT", 1, 1000), (replicas) => Number(replicas) >= 1), "a replica has everything")
+/** Waits until every write the server has taken so far has reached its replicas, so that a failover cannot lose it. */
+export const replicated = (server: RedisServer.Server, replicas = 1) =>
+  until(
+    // WAIT speaks of what had been written when its own connection was served last.
+    Effect.map(
+      Effect.andThen(server.command("PING"), server.command("WAIT", replicas, 1000)),
+      (count) => Number(count) >= replicas
+    ),
+    "the replicas have everything"
+  )
