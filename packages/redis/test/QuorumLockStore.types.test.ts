@@ -1,3 +1,4 @@
+// @effect-diagnostics missingEffectContext:off
 import { Lock, type LockError, type LockStore, Permits } from "@effect-lock/core"
 import { QuorumLockStore, RedisLockStore } from "@effect-lock/redis"
 import { describe, expectTypeOf, it } from "@effect/vitest"
