@@ -48,7 +48,7 @@ export const rules: Rules = {
 }
 
 /** What a waiter asks for. */
-export interface Wish {
+interface Wish {
   readonly permits: number
   /** He stands before all who have none. */
   readonly hasHeadStart?: boolean

@@ -1,4 +1,4 @@
-import * as LockError from "@effect-lock/core/LockError"
+import type * as LockError from "@effect-lock/core/LockError"
 import * as LockStore from "@effect-lock/core/LockStore"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -11,7 +11,10 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Os from "node:os"
 import * as ballots from "./quorumBallot.ts"
+import * as inspection from "./quorumInspection.ts"
+import { letGo } from "./quorumRelease.ts"
 import * as scripts from "./quorumScripts.ts"
+import { Turns, type Waiter } from "./quorumWaiting.ts"
 
 /** @internal */
 export interface Settings {
@@ -30,9 +33,7 @@ export interface Store {
 }
 
 /** Who asked for a key through this store, from the first attempt until the release or abandon. */
-interface Entry {
-  readonly key: string
-  readonly holderId: string
+interface Entry extends Waiter {
   readonly metadata: Readonly<Record<string, string>>
   readonly since: LockStore.Instant
   /** Done when the attempt under way has ended. */
@@ -42,23 +43,15 @@ interface Entry {
   readonly releasedBy: Set<ballots.Voter>
   /** The voters that have told of an eviction. */
   readonly evictedBy: Set<ballots.Voter>
-  /** Whether it is told when another of this client queues. */
-  isWatched: boolean
   /** The next delay; fails with `Done` when there are no more tries. */
   step: ((now: number) => Pull.Pull<[unknown, Duration.Duration], never, unknown>) | undefined
-  /** Done when it is worth looking again. */
-  wake: Deferred.Deferred<void>
-  /** Until when a waiter keeps its turn without asking again. */
-  turnUntil: number
-  standing: ReadonlyArray<LockError.HolderInfo>
   answeredAt: LockStore.Instant | undefined
   heardFrom: { readonly nonce: string; readonly voters: Set<ballots.Voter> } | undefined
   rounds: number
 }
 
 /**
- * The store over an electorate. Waiters of one key take turns here: the first of them asks the voters, so that waiters of one
- * process do not split the vote, and a key costs one poll per client however many wait.
+ * The store over an electorate.
  *
  * @internal
  */
@@ -70,35 +63,13 @@ export const make = Effect.fnUntraced(function*(
   const { inbox, maxTtl, retention, voterTimeout } = electorate.settings
   const quorum = ballots.quorumOf(electorate)
   const entries = new Map<string, Entry>()
-  /** In the order in which they came. */
-  const queues = new Map<string, Map<string, Entry>>()
+  /** Told when another of this client queues. */
+  const watched = new Set<Entry>()
   const now = () => LockStore.nowUnsafe(clock)
   const monotonic = () => now().monotonic
-
-  const failure = (
-    operation: string,
-    reason: LockError.LockStoreError["reason"],
-    detail: string,
-    limit?: readonly [name: string, value: number]
-  ): LockError.LockStoreError =>
-    new LockError.LockStoreError({
-      store: settings.name,
-      operation,
-      reason,
-      detail,
-      ...(limit === undefined ? undefined : { limitName: limit[0], limit: limit[1] })
-    })
-
-  const undecided = (operation: string, votes: ReadonlyMap<ballots.Voter, ballots.Vote>): LockError.LockStoreError => {
-    const failed = voters.flatMap((voter) => {
-      const vote = votes.get(voter) ?? voter.trouble
-      return vote?._tag === "NoAnswer" ? [vote.reason] : vote?._tag === "Withheld" ? ["withheld"] : []
-    })
-    const only = (what: string) => failed.length > 0 && failed.every((it) => it === what)
-    const reason = only("refused") ? "Refused" : only("timeout") ? "Timeout" : "Unavailable"
-    const detail = `no majority of ${voters.length} voters: ${ballots.describe(electorate, votes)}`
-    return failure(operation, reason, detail, reason === "Timeout" ? ["voterTimeout", voterTimeout] : undefined)
-  }
+  const turns = new Turns<Entry>(monotonic)
+  const undecided = (operation: string, votes: ReadonlyMap<ballots.Voter, ballots.Vote>) =>
+    inspection.undecided(electorate, settings.name, operation, votes)
 
   const enter = (request: LockStore.Request): Entry => {
     let entry = entries.get(request.holderId)
@@ -112,7 +83,6 @@ export const make = Effect.fnUntraced(function*(
         lease: undefined,
         releasedBy: new Set(),
         evictedBy: new Set(),
-        isWatched: false,
         step: undefined,
         wake: Deferred.makeUnsafe(),
         turnUntil: Infinity,
@@ -126,66 +96,10 @@ export const make = Effect.fnUntraced(function*(
     return entry
   }
 
-  const enqueue = (entry: Entry): void => {
-    const queue = queues.get(entry.key)
-    if (queue?.has(entry.holderId) === true) return
-    if (queue === undefined) queues.set(entry.key, new Map([[entry.holderId, entry]]))
-    else queue.set(entry.holderId, entry)
-    for (const { holderId, isWatched, key, lease } of entries.values()) {
-      if (isWatched && key === entry.key && lease?.isOver === false) tell({ _tag: "Wanted", holderId })
-    }
-  }
-
-  /** Nobody's turn is kept waiting by one that does not come back for it. */
-  const turnOf = (queue: ReadonlyMap<string, Entry>): Entry | undefined => {
-    const time = monotonic()
-    for (const entry of queue.values()) if (entry.turnUntil > time) return entry
-    return undefined
-  }
-
-  const dequeue = (entry: Entry): void => {
-    const queue = queues.get(entry.key)
-    if (queue === undefined) return
-    const [first] = queue.values()
-    queue.delete(entry.holderId)
-    const [next] = queue.values()
-    if (next === undefined) queues.delete(entry.key)
-    else if (first === entry) Deferred.doneUnsafe(next.wake, Effect.void)
-  }
-
   const forget = (entry: Entry): void => {
-    dequeue(entry)
+    turns.leave(entry)
+    watched.delete(entry)
     if (entries.get(entry.holderId) === entry) entries.delete(entry.holderId)
-  }
-
-  const placeOf = (key: string, holderId: string): Pick<LockStore.Standing, "position" | "queueLength"> => {
-    const queue = queues.get(key)
-    return queue === undefined
-      ? { position: -1, queueLength: 0 }
-      : { position: Array.from(queue.keys()).indexOf(holderId), queueLength: queue.size }
-  }
-
-  /** Who has a majority, as far as is known; else everybody who has votes. `unknown` voters may be anybody's. */
-  const holdersIn = (
-    votes: ReadonlyArray<ballots.Holder>,
-    unknown: number,
-    onlyMajority = false
-  ): ReadonlyArray<LockError.HolderInfo> => {
-    const groups = ballots.tally(votes)
-    const winners = groups.filter(({ length }) => length + unknown >= quorum)
-    const shown = winners.length > 0 ? winners.slice(0, 1) : onlyMajority ? [] : groups
-    return shown.map((group) => {
-      const claims = ballots.tally(group.map((vote) => ({ ...vote, nonce: String(vote.claim) })))
-      const left = group.map(({ timeLeft }) => timeLeft).toSorted((a, b) => b - a)
-      return {
-        holderId: group[0]!.holderId,
-        token: claims[0]![0]!.claim,
-        permits: 1,
-        heldFor: Math.max(...group.map(({ heldFor }) => heldFor)),
-        timeLeft: left[Math.min(quorum, left.length) - 1]!,
-        metadata: JSON.parse(group[0]!.metadata) as Record<string, string>
-      }
-    })
   }
 
   const cast = (
@@ -218,17 +132,18 @@ export const make = Effect.fnUntraced(function*(
           standing: { holders: [], position: -1, queueLength: 0 }
         })
       }
-      dequeue(entry)
+      turns.leave(entry)
       return Effect.succeed({ _tag: "Granted", grant: grantOf(entry, ballot) })
     })
 
   const remember = (entry: Entry, verdict: Lost): void => {
     if (verdict.reason !== "unavailable") entry.answeredAt = now()
-    entry.standing = holdersIn(ballots.holdersOf(verdict.ballot.votes), 0)
+    entry.standing = inspection.holdersIn(quorum, ballots.holdersOf(verdict.ballot.votes), 0)
   }
 
   const slow = (request: LockStore.Request, operation: string): LockError.LockStoreError =>
-    failure(
+    inspection.failure(
+      settings.name,
       operation,
       "Timeout",
       `a majority voted for "${request.key}", but took longer than its ttl of ${request.ttl} ms`,
@@ -260,7 +175,7 @@ export const make = Effect.fnUntraced(function*(
           case "split":
             if (tries > 1) return backOff(entry, attemptNow(request, entry, tries - 1))
         }
-        const standing = { holders: entry.standing, ...placeOf(entry.key, entry.holderId) }
+        const standing = { holders: entry.standing, ...turns.placeOf(entry.key, entry.holderId) }
         return Effect.succeed({ _tag: "Refused", standing })
       }
     )
@@ -277,7 +192,7 @@ export const make = Effect.fnUntraced(function*(
 
   const queued = (entry: Entry, until: number): LockStore.Attempt => ({
     _tag: "Queued",
-    standing: { holders: entry.standing, ...placeOf(entry.key, entry.holderId) },
+    standing: { holders: entry.standing, ...turns.placeOf(entry.key, entry.holderId) },
     signal: Effect.suspend(() =>
       Effect.as(
         Effect.timeoutOption(Deferred.await(entry.wake), Math.max(1, until - monotonic())),
@@ -292,19 +207,24 @@ export const make = Effect.fnUntraced(function*(
   ): Effect.Effect<LockStore.Attempt, LockError.LockStoreError> =>
     Effect.suspend(() => {
       if (Deferred.isDoneUnsafe(entry.wake)) entry.wake = Deferred.makeUnsafe()
-      const queue = queues.get(entry.key)
-      if (queue?.has(entry.holderId) !== true && (queue?.size ?? 0) >= request.maxWaiters) {
-        // Nobody may wait: all it can have is a key that is free.
-        return queue === undefined ? Effect.map(attemptNow(request, entry, 10), full) : Effect.succeed(full({
-          _tag: "Refused",
-          standing: { holders: turnOf(queue)?.standing ?? [], ...placeOf(entry.key, entry.holderId) }
-        }))
+      if (!turns.has(entry)) {
+        const ahead = turns.count(entry.key)
+        if (ahead >= request.maxWaiters) {
+          // Nobody may wait: all it can have is a key that is free.
+          return ahead === 0 ? Effect.map(attemptNow(request, entry, 10), full) : Effect.succeed(full({
+            _tag: "Refused",
+            standing: { holders: turns.turn(entry.key)?.standing ?? [], ...turns.placeOf(entry.key, entry.holderId) }
+          }))
+        }
+        turns.enter(entry)
+        for (const { holderId, key, lease } of watched) {
+          if (key === entry.key && lease?.isOver === false) tell({ _tag: "Wanted", holderId })
+        }
       }
-      enqueue(entry)
       // An attempt takes two polls at most.
       const patience = 2 * voterTimeout + 1000
       entry.turnUntil = monotonic() + patience
-      const turn = turnOf(queues.get(entry.key)!)!
+      const turn = turns.turn(entry.key)!
       if (turn !== entry) {
         entry.standing = turn.standing
         entry.turnUntil = turn.turnUntil + patience
@@ -336,7 +256,12 @@ export const make = Effect.fnUntraced(function*(
       return Effect.fail(
         verdict.reason === "slow"
           ? slow(request, "attempt")
-          : failure("attempt", "Refused", `not granted in ${entry.rounds} tries, and retry has no more: ${outcomes}`)
+          : inspection.failure(
+            settings.name,
+            "attempt",
+            "Refused",
+            `not granted in ${entry.rounds} tries, and retry has no more: ${outcomes}`
+          )
       )
     }
     const lookAt = monotonic() + delay
@@ -378,7 +303,8 @@ export const make = Effect.fnUntraced(function*(
     request.wait ? attemptInTurn(request, entry) : attemptNow(request, entry, 10)
 
   const check = (operation: string, { limit, permits, ttl }: LockStore.Request): LockError.LockStoreError | undefined =>
-    permits === 1 && limit === 1 ? checkTtl(operation, ttl) : failure(
+    permits === 1 && limit === 1 ? checkTtl(operation, ttl) : inspection.failure(
+      settings.name,
       operation,
       "Refused",
       `${permits} of ${limit} permits: votes of a majority make a mutex, not a semaphore; use RedisLockStore for permits`
@@ -547,7 +473,8 @@ export const make = Effect.fnUntraced(function*(
     )
 
   const checkTtl = (operation: string, ttl: number): LockError.LockStoreError | undefined =>
-    ttl <= maxTtl ? undefined : failure(
+    ttl <= maxTtl ? undefined : inspection.failure(
+      settings.name,
       operation,
       "Refused",
       `ttl of ${ttl} ms is above maxTtl of ${maxTtl} ms, for which a voter that restarted is kept out`
@@ -629,57 +556,6 @@ export const make = Effect.fnUntraced(function*(
         : renewLease("renew", held, ttl, entry?.lease)
     })
 
-  /** What is not confirmed is tried on in the background, for as long as a voter may keep the vote. */
-  const settleLater = (lease: ballots.Ballot, voter: ballots.Voter): Effect.Effect<void> =>
-    Effect.asVoid(FiberSet.run(electorate.background, ballots.takeBack(electorate, lease, voter)))
-
-  /** Lets go everywhere; `answers` collects what the voters say. */
-  const letGo = (
-    { holderId, key, token }: { readonly key: string; readonly holderId: string; readonly token: number | "*" },
-    keepFor: number,
-    lease: ballots.Ballot | undefined,
-    votes: Map<ballots.Voter, ballots.Vote>,
-    onAnswer: (voter: ballots.Voter, answer: readonly [0 | 1, ballots.HolderReply]) => void,
-    isDecided: (pending: number) => boolean
-  ): Effect.Effect<void> =>
-    Effect.suspend(() => {
-      if (lease !== undefined) lease.isOver = true
-      const asked = ballots.reachable(electorate, votes)
-      const later = (voter: ballots.Voter) =>
-        lease !== undefined && keepFor === 0 && lease.mayHold.has(voter) ? settleLater(lease, voter) : Effect.void
-      const tellOne = (voter: ballots.Voter) =>
-        Effect.flatMap(
-          ballots.answerOf(
-            voter.run(scripts.release, [voter.keyOf(key)], [
-              lease?.nonce ?? "",
-              holderId,
-              token,
-              Math.max(electorate.floor, lease?.token ?? 0),
-              keepFor,
-              inbox,
-              electorate.clientId,
-              retention,
-              "",
-              ""
-            ])
-          ),
-          (answer) => {
-            if (ballots.isNoAnswer(answer)) {
-              votes.set(voter, answer)
-              return later(voter)
-            }
-            lease?.mayHold.delete(voter)
-            onAnswer(voter, answer as readonly [0 | 1, ballots.HolderReply])
-            return Effect.void
-          }
-        )
-      const untold = voters.filter((voter) => votes.has(voter) || voter.trouble !== undefined)
-      return Effect.forEach(untold, later, { discard: true }).pipe(
-        Effect.andThen(ballots.poll(electorate, asked, tellOne, isDecided, votes)),
-        Effect.uninterruptible
-      )
-    })
-
   const release: LockStore.LockStore["Service"]["release"] = (held, keepFor) =>
     Effect.suspend((): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> => {
       const entry = leaseOf(held)
@@ -688,6 +564,7 @@ export const make = Effect.fnUntraced(function*(
       const votes = new Map<ballots.Voter, ballots.Vote>()
       let denied = 0
       return letGo(
+        electorate,
         held,
         keepFor,
         entry?.lease,
@@ -714,13 +591,14 @@ export const make = Effect.fnUntraced(function*(
     Effect.suspend(() => {
       const found = entries.get(holderId)
       const entry = found?.key === key ? found : undefined
-      const place = placeOf(key, holderId)
+      const place = turns.placeOf(key, holderId)
       if (entry !== undefined) forget(entry)
       const holders: Array<ballots.Holder> = []
       let unanswered = voters.length
       // Never fails: what cannot be told a voter now is told it as soon as it answers, or ends with the ttl.
       return Effect.as(
         letGo(
+          electorate,
           { key, holderId, token: "*" },
           0,
           entry?.lease,
@@ -733,102 +611,30 @@ export const make = Effect.fnUntraced(function*(
           () => false
         ),
         undefined
-      ).pipe(Effect.map(() => ({ holders: holdersIn(holders, unanswered), ...place })))
+      ).pipe(Effect.map(() => ({ holders: inspection.holdersIn(quorum, holders, unanswered), ...place })))
     })
 
-  /** What the voters that answer know of a key. */
-  const look = (operation: string, key: string) =>
-    Effect.suspend(() => {
-      const votes = new Map<ballots.Voter, ballots.Vote>()
-      const holders: Array<ballots.Holder> = []
-      const remote: Array<LockStore.WaiterInfo> = []
-      let answered = 0
-      return ballots.poll(
-        electorate,
-        ballots.reachable(electorate, votes),
-        (voter) =>
-          Effect.map(ballots.answerOf(voter.run(scripts.inspect, [voter.keyOf(key)], [])), (answer) => {
-            if (ballots.isNoAnswer(answer)) {
-              votes.set(voter, answer)
-              return
-            }
-            answered++
-            const [by, waiting] = answer as InspectReply
-            const holder = ballots.holderOf(by)
-            if (holder !== undefined) holders.push(holder)
-            for (const [client, holderId, waitedFor, metadata] of waiting) {
-              if (client === electorate.clientId) continue
-              remote.push({ holderId, permits: 1, waitedFor: Number(waitedFor), metadata: JSON.parse(metadata) })
-            }
-          }),
-        () => false,
-        votes
-      ).pipe(
-        Effect.flatMap(() => {
-          if (answered < quorum) return Effect.fail(undecided(operation, votes))
-          return Effect.succeed({ holders, remote, unanswered: voters.length - answered })
-        })
-      )
-    })
-
-  const inspect: LockStore.LockStore["Service"]["inspect"] = (key) =>
-    Effect.map(look("inspect", key), ({ holders, remote, unanswered }) => {
-      const waiters = Array.from(queues.get(key)?.values() ?? [], (entry): LockStore.WaiterInfo => ({
-        holderId: entry.holderId,
-        permits: 1,
-        waitedFor: LockStore.elapsedUnsafe(entry.since, clock),
-        metadata: entry.metadata
-      }))
-      const counts = new Map<string, number>()
-      for (const waiter of remote) {
-        const count = (counts.get(waiter.holderId) ?? 0) + 1
-        counts.set(waiter.holderId, count)
-        if (count === Math.max(1, quorum - unanswered)) waiters.push(waiter)
-      }
-      const sure = holdersIn(holders, unanswered, true)
-      return {
-        key,
-        ...sure.length + waiters.length > 0 ? { limit: 1 } : undefined,
-        holders: sure,
-        waiters: waiters.toSorted((a, b) => b.waitedFor - a.waitedFor)
-      }
-    })
+  const waitersOf = (key: string) =>
+    turns.waiters(key).map(({ holderId, metadata, since }): LockStore.WaiterInfo => ({
+      holderId,
+      permits: 1,
+      waitedFor: LockStore.elapsedUnsafe(since, clock),
+      metadata
+    }))
 
   /** Of other clients' waiters a voter knows only where they are told of releases; of them nobody tells a watched holder. */
   const watch: LockStore.LockStore["Service"]["watch"] = (held) =>
     Effect.suspend(() => {
       const entry = leaseOf(held)
       if (entry === null || entry?.lease?.isOver === true) return Effect.succeed<LockStore.Watch>({ _tag: "NotHeld" })
-      return Effect.map(look("watch", held.key), ({ holders, remote, unanswered }): LockStore.Watch => {
-        const votes = holders.filter(({ holderId }) => holderId === held.holderId)
-        if (votes.length + unanswered < quorum) return { _tag: "NotHeld" }
-        if (entry !== undefined) entry.isWatched = true
-        return { _tag: "Done", isWanted: queues.has(held.key) || remote.length > 0 }
-      })
-    })
-
-  const list: LockStore.LockStore["Service"]["list"] = (prefix) =>
-    Effect.suspend(() => {
-      const votes = new Map<ballots.Voter, ballots.Vote>()
-      const keys = new Set<string>()
-      let answered = 0
-      const listOne = (voter: ballots.Voter) =>
-        Effect.map(ballots.answerOf(voter.list(voter.keyOf(prefix))), (answer) => {
-          if (ballots.isNoAnswer(answer)) {
-            votes.set(voter, answer)
-            return
-          }
-          answered++
-          const { length } = voter.keyOf("")
-          for (const name of answer as ReadonlyArray<string>) keys.add(name.slice(length))
-        })
-      return Effect.forEach(ballots.reachable(electorate, votes), listOne, {
-        concurrency: "unbounded",
-        discard: true
-      }).pipe(
-        Effect.flatMap(() =>
-          answered < quorum ? Effect.fail(undecided("list", votes)) : Effect.succeed(Array.from(keys))
-        )
+      return Effect.map(
+        inspection.look(electorate, settings.name, "watch", held.key),
+        ({ holders, remote, unanswered }): LockStore.Watch => {
+          const votes = holders.filter(({ holderId }) => holderId === held.holderId)
+          if (votes.length + unanswered < quorum) return { _tag: "NotHeld" }
+          if (entry !== undefined) watched.add(entry)
+          return { _tag: "Done", isWanted: turns.count(held.key) + remote.length > 0 }
+        }
       )
     })
 
@@ -844,8 +650,7 @@ export const make = Effect.fnUntraced(function*(
   yield* Effect.forkScoped(Effect.forever(Effect.andThen(Effect.sleep(retention), sweep)))
 
   const released = (voter: ballots.Voter, key: string, nonce: string): void => {
-    const queue = queues.get(key)
-    const entry = queue === undefined ? undefined : turnOf(queue)
+    const entry = turns.turn(key)
     if (entry === undefined) return
     if (entry.heardFrom?.nonce !== nonce) entry.heardFrom = { nonce, voters: new Set() }
     entry.heardFrom.voters.add(voter)
@@ -873,8 +678,8 @@ export const make = Effect.fnUntraced(function*(
       adopt,
       watch,
       onNews,
-      inspect,
-      list
+      inspect: (key) => inspection.inspect(electorate, settings.name, key, () => waitersOf(key)),
+      list: (prefix) => inspection.list(electorate, settings.name, prefix)
     },
     receive: (from, message) => {
       const eviction = /^! (\d+) /.exec(message)
@@ -910,8 +715,3 @@ type Lost = Extract<ballots.Verdict, { readonly _tag: "Lost" }>
 const listenFor = 60_000
 
 type TransferReply = readonly [1, left: string] | readonly [0]
-
-type InspectReply = readonly [
-  by: ballots.HolderReply,
-  waiting: ReadonlyArray<readonly [client: string, holderId: string, waitedFor: string, metadata: string]>
-]

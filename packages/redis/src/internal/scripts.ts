@@ -273,7 +273,7 @@ if mine then
   save()
   return { 1, int(mine.token) }
 end
-if used == 0 and (declared or limit) ~= wanted then
+if used == 0 and not waiting and (declared or limit) ~= wanted then
   -- What can never be granted declares nothing anew.
   if permits > wanted then return { 3, int(wanted) } end
   declare(wanted)
@@ -307,7 +307,7 @@ if not queued then
   local ticket = math.max((tonumber(redis.call('HGET', W, 't')) or 0) + 1, time[1] * 1000000 + time[2])
   redis.call('ZADD', Q, int(place or ticket - headStart), id)
   redis.call('HSET', W, 't', int(ticket))
-  redis.call('HSET', W, id, table.concat({ int(permits), int(limit), offer, client, int(floor), int(now), meta }, ' '))
+  redis.call('HSET', W, id, table.concat({ int(permits), int(wanted), offer, client, int(floor), int(now), meta }, ' '))
   for _, grant in ipairs(all) do
     if grant.mode == 'w' then redis.call('PUBLISH', inbox .. grant.client, '+ ' .. grant.id) end
   end
@@ -553,8 +553,8 @@ export const setLimit = script(
   `
 local wanted, new, inbox = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 dropExpired()
-pump(inbox)
-if used == 0 then declare(wanted) end
+local waiting = pump(inbox)
+if used == 0 and not waiting then declare(wanted) end
 if (declared or limit) ~= wanted then
   save()
   return { 0, int(limit) }
