@@ -201,13 +201,14 @@ export const run: {
     return yield* Effect.scoped(Effect.gen(function*() {
       const runs = yield* FiberSet.make<void, LockClosed | LockInvalid>()
       const ticks = Effect.gen(function*() {
-        let at = yield* Clock.currentTimeMillis
+        let last = yield* Clock.currentTimeMillis
         while (true) {
           // What was slept through is not made up for.
-          at = Cron.next(schedule, Math.max(at, (yield* Clock.currentTimeMillis) - tolerance)).getTime()
+          const at = Cron.next(schedule, Math.max(last, (yield* Clock.currentTimeMillis) - tolerance)).getTime()
+          last = at
           for (let late = yield* lateness(at); late < 0; late = yield* lateness(at)) {
             // In naps: timers know nothing of clocks that are set, nor of machines that are suspended.
-            yield* Effect.sleep(Math.min(-late, 1000))
+            yield* Effect.sleep(Math.min(-late, Math.max(1000, tolerance / 2)))
           }
           if ((yield* lateness(at)) > tolerance) continue
           yield* FiberSet.run(runs, Effect.flatMap(claim(at), (isOurs) => isOurs ? runAt(at) : Effect.void))
