@@ -29,7 +29,7 @@ export interface Task {
 
 /** What a `cron` worker writes down, a line each, about the tick at `at` (seconds). */
 export interface TickEvent {
-  readonly kind: "claimed" | "begun" | "ended"
+  readonly kind: "up" | "claimed" | "begun" | "ended"
   readonly at: number
   readonly pid: number
   /** Of the job's lock, where it is held. */
@@ -154,17 +154,20 @@ const lead = Effect.gen(function*() {
   )
 })
 
-const cron = DistributedCron.run(
-  ({ at, lease }) => {
-    const tick = { at: DateTime.toEpochMillis(at) / 1000, token: lease.token }
-    return tell({ kind: "begun", ...tick }).pipe(
-      Effect.andThen(Effect.sleep(task.millis!)),
-      Effect.andThen(tell({ kind: "ended", ...tick }))
-    )
-  },
-  task.key,
-  "* * * * * *",
-  { startWithin: "30 seconds" }
+const cron = Effect.andThen(
+  tell({ kind: "up", at: 0 }),
+  DistributedCron.run(
+    ({ at, lease }) => {
+      const tick = { at: DateTime.toEpochMillis(at) / 1000, token: lease.token }
+      return tell({ kind: "begun", ...tick }).pipe(
+        Effect.andThen(Effect.sleep(task.millis!)),
+        Effect.andThen(tell({ kind: "ended", ...tick }))
+      )
+    },
+    task.key,
+    "* * * * * *",
+    { startWithin: "30 seconds" }
+  )
 )
 
 /** A clock that is wrong, as every clock is. */
