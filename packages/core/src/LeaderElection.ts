@@ -38,7 +38,7 @@ import { Lock } from "./Lock.ts"
 import {
   type HolderInfo,
   type LockError,
-  LockInvalid,
+  type LockInvalid,
   LockLost,
   type LockQueueFull,
   LockStoreError,

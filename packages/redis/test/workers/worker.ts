@@ -149,7 +149,7 @@ const lead = Effect.gen(function*() {
         Effect.flatMap(lease.isValid, (isValid) => isValid ? operation.release() : operation.lost())
       )
       yield* operation.acquired(lease.token)
-      yield* Effect.never
+      return yield* Effect.never
     }).pipe(Effect.scoped)
   )
 })

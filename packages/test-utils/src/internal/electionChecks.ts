@@ -58,7 +58,7 @@ export const electionChecks: ReadonlyArray<ElectionCheck> = [
         Effect.gen(function*() {
           terms.push(lease.token)
           yield* Deferred.succeed(led[terms.length - 1]!, undefined)
-          if (terms.length === 1) yield* Effect.never
+          if (terms.length === 1) return yield* Effect.never
         })
       ))
       yield* Deferred.await(led[0]!)
