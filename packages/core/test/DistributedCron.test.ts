@@ -1,7 +1,7 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, expectTypeOf, it } from "@effect/vitest"
 import { Clock, Cron, DateTime, Deferred, Effect, Exit, Fiber, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
-import { DistributedCron, Lock } from "../src/index.ts"
+import { DistributedCron, Lock, type LockError } from "../src/index.ts"
 import { withLog } from "./support/observe.ts"
 import { everyStep } from "./support/stepping.ts"
 import { make, makeLock, setup, type TestStore, unavailable } from "./support/TestStore.ts"
@@ -260,6 +260,21 @@ describe("run", () => {
       assert.deepStrictEqual(ran, [1, 61, 62, 63, 64])
     }))
 
+  it.effect("notices in time that its clock was set forward while it slept", () =>
+    Effect.gen(function*() {
+      const { lock } = yield* setup()
+      const { clock, jump } = yield* jumpingClock
+      const ran: Array<number> = []
+      yield* schedule(lock, record(ran), { tolerance: "2 seconds" }, "0 * * * * *").pipe(
+        Effect.provideService(Clock.Clock, clock),
+        Effect.forkChild
+      )
+      yield* TestClock.adjust(500)
+      jump(59_000)
+      yield* seconds(2)
+      assert.deepStrictEqual(ran, [60])
+    }))
+
   it.effect("reads an expression in UTC, and takes a Cron with a time zone", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
@@ -361,6 +376,15 @@ describe("once", () => {
       const once = DistributedCron.once(Effect.void, "k", { within: -1 })
       assert.deepInclude(yield* Effect.flip(Effect.provideService(once, Lock.Lock, lock)), { input: "within" })
     }))
+})
+
+describe("types", () => {
+  it("keep what the job needs, and nothing of what it fails with", () => {
+    const run = (job: Effect.Effect<number, "mine", "needs">) =>
+      [DistributedCron.run(job, "job", everySecond), DistributedCron.run("job", everySecond)(() => job)] as const
+    type Expected = Effect.Effect<never, LockError.LockInvalid | LockError.LockClosed, "needs" | Lock.Lock>
+    expectTypeOf<ReturnType<typeof run>>().toEqualTypeOf<readonly [Expected, Expected]>()
+  })
 })
 
 /** Gives a tick to the victim, at one step of which it is interrupted. */

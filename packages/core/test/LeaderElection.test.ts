@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, expectTypeOf, it } from "@effect/vitest"
 import { Cause, Deferred, Effect, Exit, Fiber, Option, Schedule, Scope, Stream, SubscriptionRef } from "effect"
 import { TestClock } from "effect/testing"
 import { LeaderElection, type Lease, Lock, LockError } from "../src/index.ts"
@@ -311,6 +311,26 @@ describe("never two leaders", () => {
       assert.strictEqual(most, 1)
       assert.deepStrictEqual(tokens, Array.from(new Set(tokens)).toSorted((a, b) => a - b))
     }))
+})
+
+describe("types", () => {
+  it("keep what the effect needs and fails with, and tell what can end a campaign", () => {
+    const run = (election: LeaderElection.LeaderElection, effect: Effect.Effect<number, "mine", "needs">) =>
+      election.run(() => effect)
+    expectTypeOf<ReturnType<typeof run>>().toEqualTypeOf<
+      Effect.Effect<
+        number,
+        | "mine"
+        | LockError.LockStoreError
+        | LockError.LockLost
+        | LockError.LockDeadlock
+        | LockError.LockClosed
+        | LockError.LockInvalid
+        | LockError.PermitsRefused,
+        "needs"
+      >
+    >()
+  })
 })
 
 describe("leader", () => {

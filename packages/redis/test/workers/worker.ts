@@ -142,7 +142,7 @@ const hold = Effect.gen(function*() {
 const lead = Effect.gen(function*() {
   const recorder = yield* LockHistory.make({ client: task.name, file: task.history })
   const election = yield* LeaderElection.make(task.key)
-  yield* election.run((lease) =>
+  return yield* election.run((lease) =>
     Effect.gen(function*() {
       const operation = yield* recorder.invoke(task.key)
       yield* Effect.addFinalizer(() =>
