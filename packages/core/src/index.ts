@@ -1,6 +1,11 @@
 /**
  * @since 0.1.0
  */
+export * as DistributedCron from "./DistributedCron.ts"
+
+/**
+ * @since 0.1.0
+ */
 export * as DistributedSemaphore from "./DistributedSemaphore.ts"
 
 /**
@@ -12,6 +17,11 @@ export * as Fencing from "./Fencing.ts"
  * @since 0.1.0
  */
 export * as Guard from "./Guard.ts"
+
+/**
+ * @since 0.1.0
+ */
+export * as LeaderElection from "./LeaderElection.ts"
 
 /**
  * @since 0.1.0

@@ -2,29 +2,16 @@ import { LockHistory, RedisServer } from "@effect-lock/test-utils"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import { Duration, Effect, FileSystem, Stream } from "effect"
-import { ChildProcess, type ChildProcessSpawner } from "effect/process"
-import * as Path from "node:path"
 import { type Client, connect, hold, leftovers, queued, until } from "./support/client.ts"
-import type { Report, Task } from "./workers/worker.ts"
+import { type Handle, kill, start } from "./support/workers.ts"
+import type { Report } from "./workers/worker.ts"
 
-const worker = (file: string) => Path.join(import.meta.dirname, "workers", file)
-
-/** A process that dies with the test. */
-const start = (task: Task) =>
-  ChildProcess.make(process.execPath, ["--import", worker("sources.ts"), worker("worker.ts"), JSON.stringify(task)], {
-    stdin: "pipe",
-    stderr: "inherit",
-    killSignal: "SIGKILL"
-  })
-
-const reportOf = ({ stdout }: ChildProcessSpawner.ChildProcessHandle) =>
+const reportOf = ({ stdout }: Handle) =>
   stdout.pipe(
     Stream.decodeText(),
     Stream.mkString,
     Effect.map((text) => JSON.parse(/^\{"acknowledged.*$/m.exec(text)![0]) as Report)
   )
-
-const kill = ({ kill }: ChildProcessSpawner.ChildProcessHandle) => kill({ killSignal: "SIGKILL" })
 
 /** Held for longer than its ttl, a lease was renewed: the process knows that it has it. */
 const isHeldBy = ({ store }: Pick<Client, "store">, key: string, pid: number, ttl: number) =>

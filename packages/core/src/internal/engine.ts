@@ -544,8 +544,12 @@ const aheadOfAll = (options: LockOptions.Resolved): LockOptions.Resolved => ({
   maxWaiters: Infinity
 })
 
-// 128 random bits; not from Effect's `Random`, which two processes may have given the same seed.
-const randomId = Effect.sync(() => {
+/**
+ * 128 random bits; not from Effect's `Random`, which two processes may have given the same seed.
+ *
+ * @internal
+ */
+export const randomId = Effect.sync(() => {
   const { crypto } = globalThis as unknown as { readonly crypto: { readonly randomUUID: () => string } }
   return crypto.randomUUID().replaceAll("-", "")
 })

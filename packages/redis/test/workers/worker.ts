@@ -1,23 +1,39 @@
 /**
- * A process that locks, as `processes.test.ts` starts several of them. It ends when its standard input does.
+ * A process that locks, leads or runs jobs, as tests start several of them. It ends when its standard input does.
  */
-import { Lock, LockStore } from "@effect-lock/core"
+import { DistributedCron, LeaderElection, Lock, LockStore } from "@effect-lock/core"
 import { LockHistory } from "@effect-lock/test-utils"
-import { Effect, Exit, Layer } from "effect"
+import { Clock, DateTime, Effect, Exit, Fiber, Layer } from "effect"
 import { Redis } from "ioredis"
-import { RedisLockStore } from "../../src/index.ts"
+import * as Fs from "node:fs"
+import { QuorumLockStore, RedisLockStore } from "../../src/index.ts"
 
 export interface Task {
-  readonly url: string
+  /** One server, or the voters of a quorum. */
+  readonly url: string | ReadonlyArray<string>
   readonly key: string
-  /** `contend`: many fibers increment a counter for a while. `hold`: take the key and keep it. */
-  readonly kind: "contend" | "hold"
+  /**
+   * `contend`: many fibers increment a counter for a while. `hold`: take the key and keep it. `lead`: campaign for the key,
+   * and lead for as long as it goes. `cron`: run a job every second.
+   */
+  readonly kind: "contend" | "hold" | "lead" | "cron"
   readonly name: string
   readonly ttl?: number
   readonly heartbeat?: number
   readonly fibers?: number
   readonly millis?: number
   readonly history?: string
+  /** How far this process' clock is ahead, in milliseconds. */
+  readonly ahead?: number
+}
+
+/** What a `cron` worker writes down, a line each, about the tick at `at` (seconds). */
+export interface TickEvent {
+  readonly kind: "up" | "claimed" | "begun" | "ended"
+  readonly at: number
+  readonly pid: number
+  /** Of the job's lock, where it is held. */
+  readonly token?: number
 }
 
 /** What a worker prints in the end, among its log. */
@@ -36,13 +52,22 @@ const report = (report: Report) => Effect.sync(() => console.log(JSON.stringify(
 /** The operations of this process by the id that they send along as metadata. */
 const operations = new Map<string, LockHistory.Operation>()
 
-/** Tells the history when the store has confirmed a place in the queue. */
+const ticks = task.kind === "cron" ? Fs.openSync(task.history!, "a") : -1
+
+const tell = (event: Omit<TickEvent, "pid">) =>
+  Effect.sync(() => Fs.writeSync(ticks, `${JSON.stringify({ ...event, pid: process.pid })}\n`))
+
+/** Tells the history when the store has confirmed a place in the queue, and which ticks were claimed. */
 const StoreLive = Layer.effect(
   LockStore.LockStore,
   Effect.map(LockStore.LockStore, (store) => ({
     ...store,
     attempt: (request: LockStore.Request) =>
       Effect.tap(store.attempt(request), (attempt) => {
+        if (task.kind === "cron") {
+          const at = Date.parse(request.key.slice(task.key.length + 1)) / 1000
+          return attempt._tag === "Granted" && at > 0 ? tell({ kind: "claimed", at }) : Effect.void
+        }
         const id = request.metadata["op"]!
         const operation = operations.get(id)
         if (attempt._tag !== "Queued" || operation === undefined) return Effect.void
@@ -50,13 +75,19 @@ const StoreLive = Layer.effect(
         return operation.enqueued
       })
   }))
-).pipe(Layer.provide(RedisLockStore.layer({ url: task.url, heartbeat: task.heartbeat })))
+).pipe(
+  Layer.provide(
+    typeof task.url === "string"
+      ? RedisLockStore.layer({ url: task.url, heartbeat: task.heartbeat })
+      : QuorumLockStore.layer({ voters: task.url.map((url) => ({ url })) })
+  )
+)
 
 const contend = Effect.gen(function*() {
   const lock = yield* Lock.Lock
   // The resource: read, wait, write, over a connection that knows nothing of locks.
   const resource = yield* Effect.acquireRelease(
-    Effect.sync(() => new Redis(task.url)),
+    Effect.sync(() => new Redis(task.url as string)),
     (redis) => Effect.sync(() => redis.disconnect())
   )
   const end = performance.now() + task.millis!
@@ -108,15 +139,63 @@ const hold = Effect.gen(function*() {
   yield* report({ acknowledged: 0, turns: [], failures: [Exit.isFailure(exit) ? String(exit.cause) : "ended"] })
 })
 
+const lead = Effect.gen(function*() {
+  const recorder = yield* LockHistory.make({ client: task.name, file: task.history })
+  const election = yield* LeaderElection.make(task.key)
+  return yield* election.run((lease) =>
+    Effect.gen(function*() {
+      const operation = yield* recorder.invoke(task.key)
+      yield* Effect.addFinalizer(() =>
+        Effect.flatMap(lease.isValid, (isValid) => isValid ? operation.release() : operation.lost())
+      )
+      yield* operation.acquired(lease.token)
+      return yield* Effect.never
+    }).pipe(Effect.scoped)
+  )
+})
+
+const cron = Effect.andThen(
+  tell({ kind: "up", at: 0 }),
+  DistributedCron.run(
+    ({ at, lease }) => {
+      const tick = { at: DateTime.toEpochMillis(at) / 1000, token: lease.token }
+      return tell({ kind: "begun", ...tick }).pipe(
+        Effect.andThen(Effect.sleep(task.millis!)),
+        Effect.andThen(tell({ kind: "ended", ...tick }))
+      )
+    },
+    task.key,
+    "* * * * * *",
+    { startWithin: "30 seconds" }
+  )
+)
+
+/** A clock that is wrong, as every clock is. */
+const clockAhead = (millis: number) =>
+  Clock.clockWith((clock) =>
+    Effect.succeed<Clock.Clock>({
+      sleep: (duration) => clock.sleep(duration),
+      monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
+      monotonicTimeNanos: clock.monotonicTimeNanos,
+      currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + millis,
+      currentTimeMillis: Effect.map(clock.currentTimeMillis, (now) => now + millis),
+      currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe() + BigInt(millis) * 1_000_000n,
+      currentTimeNanos: Effect.map(clock.currentTimeNanos, (now) => now + BigInt(millis) * 1_000_000n)
+    })
+  )
+
 // A test that was killed can end its workers no more, but its end of the pipe is closed.
 process.stdin.on("close", () => process.exit(1)).resume()
 
-const exit = await (task.kind === "contend" ? contend : hold).pipe(
+const fiber = { contend, hold, lead, cron }[task.kind].pipe(
   Effect.scoped,
   Effect.provide(
     Lock.layer({ ttl: task.ttl, holder: { worker: task.name } }).pipe(Layer.provide(StoreLive))
   ),
-  Effect.runPromiseExit
+  Effect.provideServiceEffect(Clock.Clock, clockAhead(task.ahead ?? 0)),
+  Effect.runFork
 )
-if (Exit.isFailure(exit)) console.error(String(exit.cause))
+process.on("SIGTERM", () => fiber.interruptUnsafe())
+const exit = await Effect.runPromise(Fiber.await(fiber))
+if (Exit.isFailure(exit) && !Exit.hasInterrupts(exit)) console.error(String(exit.cause))
 process.exit(Exit.isSuccess(exit) ? 0 : 1)
