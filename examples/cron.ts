@@ -36,7 +36,7 @@ const program = Effect.gen(function*() {
   yield* Console.log(`${printed.length} reports, ${new Set(printed).size} of them different`)
 
   const remind = Effect.as(Console.log("A reminder is sent"), true).pipe(
-    DistributedCron.once("demo:reminder", { within: "3 seconds" })
+    Lock.once("demo:reminder", { within: "3 seconds" })
   )
   const sent = yield* Effect.all([remind, remind, remind], { concurrency: "unbounded" })
   yield* Console.log(`${sent.filter(Option.isSome).length} of ${sent.length} reminded`)

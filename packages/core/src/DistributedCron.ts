@@ -4,7 +4,7 @@
  *
  * **When to use**
  *
- * `run` for jobs by a cron schedule, `once` for anything else that should happen once in a while however many ask for it.
+ * For jobs by a cron schedule. `Lock.once` is for anything else that should happen once in a while, however many ask for it.
  *
  * **Details**
  *
@@ -26,11 +26,10 @@ import * as Effect from "effect/Effect"
 import * as FiberSet from "effect/FiberSet"
 import { format } from "effect/Formatter"
 import { dual } from "effect/Function"
-import type * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import { randomId } from "./internal/engine.ts"
 import type { Lease } from "./Lease.ts"
-import { Lock, type TryError } from "./Lock.ts"
+import { Lock } from "./Lock.ts"
 import { type LockClosed, LockInvalid, LockStoreError, type LockTimeout } from "./LockError.ts"
 import * as LockOptions from "./LockOptions.ts"
 
@@ -219,72 +218,6 @@ export const run: {
   })
 )
 
-/**
- * How to run something once within a time: the options of a lock, and that time.
- *
- * @category models
- * @since 0.1.0
- */
-export interface OnceOptions
-  extends Omit<LockOptions.LockOptions, "waitTimeout" | "minHold" | "maxHold" | "maxWaiters" | "priority">
-{
-  /** For how long from the start of one run nobody else begins another. */
-  readonly within: Duration.Input
-  /**
-   * Default the longer of `within` and 30 seconds, so that a killed run is not repeated within that time either. With a shorter
-   * one somebody else can run it when that has passed; on a quorum it cannot be longer than `maxTtl`.
-   */
-  readonly ttl?: Duration.Input | undefined
-}
-
-/**
- * Runs an effect unless somebody has begun to within the time before: `Some` of its result, or `None`.
- *
- * **Details**
- *
- * A run that fails counts, too. One that takes longer than `within` keeps the key until it ends.
- *
- * **Example** (At most one reminder an hour)
- *
- * ```ts import.meta.vitest
- * import { Effect, Layer, Option } from "effect"
- * import { DistributedCron, Lock, LockStore } from "@effect-lock/core"
- *
- * const remind = Effect.succeed("reminded").pipe(DistributedCron.once("reminder:7", { within: "1 hour" }))
- * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
- * await Effect.runPromise(Effect.provide(Effect.all([remind, remind]), LockLive)) // => [Option.some("reminded"), Option.none()]
- * ```
- *
- * @category combinators
- * @since 0.1.0
- */
-export const once: {
-  (
-    key: string,
-    options: OnceOptions
-  ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<Option.Option<A>, E | TryError, R | Lock>
-  <A, E, R>(
-    effect: Effect.Effect<A, E, R>,
-    key: string,
-    options: OnceOptions
-  ): Effect.Effect<Option.Option<A>, E | TryError, R | Lock>
-} = dual(
-  3,
-  <A, E, R>(effect: Effect.Effect<A, E, R>, key: string, { within, ...options }: OnceOptions) =>
-    Effect.flatMap(
-      duration("within", within, "minHold"),
-      (minHold): Effect.Effect<Option.Option<A>, E | TryError, R | Lock> =>
-        Lock.use((lock) =>
-          lock.withLockIfAvailable(effect, key, {
-            ...options,
-            ttl: options.ttl ?? Math.max(minHold, LockOptions.defaults.ttl),
-            minHold,
-            maxHold: Infinity
-          })
-        )
-    )
-)
-
 /** Asks a store that did not answer once more, until that time on this process' clock. */
 const retryUntil = <A, E, R>(effect: Effect.Effect<A, E, R>, time: number, isUndecided: (error: E) => boolean) =>
   Effect.retry(effect, {
@@ -305,9 +238,9 @@ const resolve = Effect.fnUntraced(function*(
   const invalid = LockOptions.checkKey(name) ?? LockOptions.checkKey(`${name}:${isoOf(0)}`)
   if (invalid !== undefined) return yield* Effect.fail(invalid)
   const { ttl } = yield* LockOptions.resolve(lockOptions)
-  const millis = yield* duration("tolerance", tolerance, "ttl")
+  const millis = yield* LockOptions.resolveAs("tolerance", tolerance, "ttl")
   const keep = Math.ceil(2.1 * millis)
-  const start = yield* duration("startWithin", startWithin ?? 2 * ttl, "minHold")
+  const start = yield* LockOptions.resolveAs("startWithin", startWithin ?? 2 * ttl, "minHold")
   return { lockOptions, tolerance: millis, keep, startWithin: start, schedule: yield* parse(cron) }
 })
 
@@ -324,14 +257,4 @@ const parse = (cron: Cron.Cron | string): Effect.Effect<Cron.Cron, LockInvalid> 
       const fix = `${(error as Error).message}; write five or six fields, such as "0 3 * * *"`
       return new LockInvalid({ input: "cron", value, fix })
     }
-  })
-
-const duration = (
-  input: string,
-  given: Duration.Input,
-  option: "ttl" | "minHold"
-): Effect.Effect<number, LockInvalid> =>
-  Effect.mapBoth(LockOptions.resolve({ [option]: given }), {
-    onSuccess: (options) => options[option],
-    onFailure: ({ fix, value }) => new LockInvalid({ input, value, fix })
   })

@@ -39,6 +39,7 @@
  */
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
@@ -61,7 +62,7 @@ import type {
   TicketRefused
 } from "./LockError.ts"
 import type { LockEvent } from "./LockEvent.ts"
-import type * as LockOptions from "./LockOptions.ts"
+import * as LockOptions from "./LockOptions.ts"
 import { type KeyState, LockStore } from "./LockStore.ts"
 
 /**
@@ -312,6 +313,72 @@ export const withLocks: {
     keys: ReadonlyArray<string>,
     options?: LockOptions.LockOptions
   ): Effect.Effect<A, E | LockError, R | Lock> => Lock.use((lock) => lock.withLocks(effect, keys, options))
+)
+
+/**
+ * How to run something once within a time: the options of a lock, and that time.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface OnceOptions
+  extends Omit<LockOptions.LockOptions, "waitTimeout" | "minHold" | "maxHold" | "maxWaiters" | "priority">
+{
+  /** For how long from the start of one run nobody else begins another. */
+  readonly within: Duration.Input
+  /**
+   * Default the longer of `within` and 30 seconds, so that a killed run is not repeated within that time either. With a shorter
+   * one somebody else can run it when that has passed; on a quorum it cannot be longer than `maxTtl`.
+   */
+  readonly ttl?: Duration.Input | undefined
+}
+
+/**
+ * Runs an effect unless somebody has begun to within the time before: `Some` of its result, or `None`.
+ *
+ * **Details**
+ *
+ * A run that fails counts, too. One that takes longer than `within` keeps the key until it ends.
+ *
+ * **Example** (At most one reminder an hour)
+ *
+ * ```ts import.meta.vitest
+ * import { Effect, Layer, Option } from "effect"
+ * import { Lock, LockStore } from "@effect-lock/core"
+ *
+ * const remind = Effect.succeed("reminded").pipe(Lock.once("reminder:7", { within: "1 hour" }))
+ * const LockLive = Lock.layer().pipe(Layer.provide(LockStore.layerMemory))
+ * await Effect.runPromise(Effect.provide(Effect.all([remind, remind]), LockLive)) // => [Option.some("reminded"), Option.none()]
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const once: {
+  (
+    key: string,
+    options: OnceOptions
+  ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<Option.Option<A>, E | TryError, R | Lock>
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    options: OnceOptions
+  ): Effect.Effect<Option.Option<A>, E | TryError, R | Lock>
+} = dual(
+  3,
+  <A, E, R>(effect: Effect.Effect<A, E, R>, key: string, { within, ...options }: OnceOptions) =>
+    Effect.flatMap(
+      LockOptions.resolveAs("within", within, "minHold"),
+      (minHold): Effect.Effect<Option.Option<A>, E | TryError, R | Lock> =>
+        Lock.use((lock) =>
+          lock.withLockIfAvailable(effect, key, {
+            ...options,
+            ttl: options.ttl ?? Math.max(minHold, LockOptions.defaults.ttl),
+            minHold,
+            maxHold: Infinity
+          })
+        )
+    )
 )
 
 /**

@@ -160,6 +160,22 @@ export const resolveTtl = (ttl: Duration.Input): Effect.Effect<number, LockInval
   Effect.map(resolve({ ttl }), (options) => options.ttl)
 
 /**
+ * Checks a duration that serves as one of these options, and has a name of its own where it is given.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const resolveAs = (
+  input: string,
+  given: Duration.Input,
+  option: "ttl" | "minHold"
+): Effect.Effect<number, LockInvalid> =>
+  Effect.mapBoth(resolve({ [option]: given }), {
+    onSuccess: (options) => options[option],
+    onFailure: ({ fix, value }) => new LockInvalid({ input, value, fix })
+  })
+
+/**
  * Checks that `permits` of `limit` permits can be asked for: whole numbers, 1 to `limit`, at most 2^30.
  *
  * @category constructors

@@ -324,7 +324,7 @@ describe("run", () => {
 
 describe("once", () => {
   const once = <A, E>(lock: Lock.Lock["Service"], effect: Effect.Effect<A, E>, ttl?: number) =>
-    Effect.provideService(DistributedCron.once(effect, "k", { within: "1 minute", ttl }), Lock.Lock, lock)
+    Effect.provideService(Lock.once(effect, "k", { within: "1 minute", ttl }), Lock.Lock, lock)
 
   it.effect("runs an effect once within a time, among all processes, and once more after that", () =>
     Effect.gen(function*() {
@@ -373,7 +373,7 @@ describe("once", () => {
   it.effect("refuses a time that is none", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
-      const once = DistributedCron.once(Effect.void, "k", { within: -1 })
+      const once = Lock.once(Effect.void, "k", { within: -1 })
       assert.deepInclude(yield* Effect.flip(Effect.provideService(once, Lock.Lock, lock)), { input: "within" })
     }))
 })

@@ -1,5 +1,5 @@
 import { QuorumLockStore } from "@effect-lock/redis"
-import { LockStoreSuite, RedisServer } from "@effect-lock/test-utils"
+import { LockStoreSuite, PrimitiveSuite, RedisServer } from "@effect-lock/test-utils"
 import { Layer } from "effect"
 
 const onQuorum = (n: number, options?: Partial<QuorumLockStore.Options>) => {
@@ -30,5 +30,7 @@ for (
     ["Majority of 3 keys", onKeys]
   ] as const
 ) {
-  LockStoreSuite.suite(name, client(), { otherClient: client, order: "progress", permits: false })
+  const options = { otherClient: client, order: "progress", permits: false } as const
+  LockStoreSuite.suite(name, client(), options)
+  PrimitiveSuite.suite(`primitives on ${name}`, client(), options)
 }

@@ -1,5 +1,6 @@
 /**
- * What users expect of the primitives on a store: semaphores and read-write locks, through the API they use. A store that
+ * What users expect of the primitives on a store, through the API they use: several keys, guards, hand-off, revocation, leaders
+ * and what runs once; semaphores and read-write locks where it counts permits. A store that
  * passes `LockStoreSuite` should pass this one, too.
  *
  * **Details**
@@ -11,6 +12,7 @@
 import type { LockStore, PermitStore } from "@effect-lock/core/LockStore"
 import type * as Layer from "effect/Layer"
 import type { Check } from "./internal/check.ts"
+import { mutexChecks } from "./internal/mutexChecks.ts"
 import { permitChecks } from "./internal/permitChecks.ts"
 import { quietly, register } from "./internal/register.ts"
 import type { MutexOptions, Options } from "./internal/subject.ts"
@@ -42,4 +44,4 @@ export const suite: {
  * @category constants
  * @since 0.1.0
  */
-export const checks: ReadonlyArray<Check> = permitChecks.map(quietly)
+export const checks: ReadonlyArray<Check> = [...mutexChecks, ...permitChecks].map(quietly)
