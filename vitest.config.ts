@@ -32,6 +32,8 @@ export default defineConfig({
   test: {
     testTimeout: 60_000,
     hookTimeout: 60_000,
+    // On two cores vitest would take one, and most of what tests on real servers do is wait.
+    maxWorkers: 2,
     reporters: ["default", closingLine],
     projects: [
       project("core", "packages/core"),

@@ -20,6 +20,12 @@ const brokenStores: ReadonlyArray<{
     name: "grants everything",
     change: (store) => ({ attempt: (request) => store.attempt({ ...request, key: request.holderId }) }),
     caughtBy: [
+      "withLocks: callers",
+      "withLocks: who waits",
+      "Guard:",
+      "list:",
+      "LeaderElection: one leads",
+      "once:",
       "Semaphore: never more permits",
       "Semaphore: who asks for many",
       "Semaphore: nested permits",
@@ -48,6 +54,36 @@ const brokenStores: ReadonlyArray<{
     name: "forgets nobody",
     change: () => ({ abandon: () => Effect.succeed(none) }),
     caughtBy: ["Semaphore: who is interrupted", "ReadWriteLock: upgraded work ends"]
+  },
+  {
+    name: "keeps what was released",
+    change: (store) => ({ release: (lease) => store.release(lease, 600_000) }),
+    caughtBy: ["withLocks: who waits", "LeaderElection: one that is interrupted"]
+  },
+  {
+    name: "lets a ticket be adopted again",
+    change: (store) => ({
+      adopt: (ticket, request) =>
+        Effect.flatMap(store.adopt(ticket, request), (adoption) =>
+          adoption._tag === "Granted"
+            ? Effect.succeed(adoption)
+            : Effect.map(store.takeover(request), (grant) => ({ _tag: "Granted", grant } as const)))
+    }),
+    caughtBy: ["hand-off:"]
+  },
+  {
+    name: "tells nobody that somebody waits",
+    change: (store) => ({
+      watch: (lease) =>
+        Effect.map(store.watch(lease), (watch) => watch._tag === "Done" ? { ...watch, isWanted: false } : watch),
+      onNews: () => Effect.void
+    }),
+    caughtBy: ["revocation:"]
+  },
+  {
+    name: "evicts nobody",
+    change: (store) => ({ takeover: (request) => store.takeover({ ...request, key: request.holderId }) }),
+    caughtBy: ["LeaderElection: a leader that is taken over"]
   },
   {
     name: "takes nothing back",
