@@ -47,7 +47,7 @@ import type * as Scope from "effect/Scope"
 import type { Lease } from "./Lease.ts"
 import type { TryError } from "./Lock.ts"
 import { type LockError, type LockInvalid, type LockStoreError, PermitsRefused } from "./LockError.ts"
-import * as LockOptions from "./LockOptions.ts"
+import type * as LockOptions from "./LockOptions.ts"
 import type { KeyState } from "./LockStore.ts"
 import { Permits, type Target } from "./Permits.ts"
 
@@ -156,9 +156,6 @@ export const make = (key: string, { limit, ...options }: Options): DistributedSe
     acquire: (permits) => Permits.use((service) => service.acquire(target(permits), options)),
     tryAcquire: (permits) => Permits.use((service) => service.tryAcquire(target(permits), options)),
     setLimit: Effect.fnUntraced(function*(actual) {
-      const invalid = LockOptions.checkKey(key) ?? LockOptions.checkPermits(1, limit) ??
-        LockOptions.checkPermits(1, actual)
-      if (invalid !== undefined) return yield* invalid
       const permits = yield* Permits
       const answer = yield* permits.setLimit(key, limit, actual)
       if (answer._tag === "OtherLimit") {

@@ -182,8 +182,8 @@ export const resolveAs = (
  * @since 0.1.0
  */
 export const checkPermits = (permits: number, limit: number): LockInvalid | undefined => {
-  if (!(Number.isInteger(limit) && limit >= 1 && limit <= maxLimit)) {
-    return invalid("limit", limit, `must be a whole number from 1 to ${maxLimit}`)
+  if (!(Number.isInteger(limit) && limit >= 1 && limit <= maxPermits)) {
+    return invalid("limit", limit, `must be a whole number from 1 to ${maxPermits}`)
   }
   if (!(Number.isInteger(permits) && permits >= 1 && permits <= limit)) {
     return invalid("permits", permits, `must be a whole number from 1 to the limit of ${limit}`)
@@ -191,7 +191,13 @@ export const checkPermits = (permits: number, limit: number): LockInvalid | unde
   return undefined
 }
 
-const maxLimit = 2 ** 30
+/**
+ * The most permits that a key can have.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const maxPermits = 2 ** 30
 
 /**
  * Checks a key: a string of 1 to 1024 characters.

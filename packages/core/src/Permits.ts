@@ -15,8 +15,8 @@ import type { Ask } from "./internal/holding.ts"
 import type { Lease } from "./Lease.ts"
 import * as Lock from "./Lock.ts"
 import type { LockError, LockInvalid, LockLost, LockStoreError } from "./LockError.ts"
-import type * as LockOptions from "./LockOptions.ts"
-import { type KeyState, PermitStore } from "./LockStore.ts"
+import * as LockOptions from "./LockOptions.ts"
+import { type KeyState, type LimitSet, PermitStore } from "./LockStore.ts"
 
 /**
  * What is asked for, and what that means for who has some of it already.
@@ -85,9 +85,13 @@ export class Permits extends Context.Service<Permits, {
    * Gives back all but `permits` of the permits of a lease, in turn with what is nested in its region: without effect when
    * asked by what is nested itself.
    */
-  readonly shrink: (lease: Lease, permits: number) => Effect.Effect<void, LockLost | LockStoreError>
+  readonly shrink: (lease: Lease, permits: number) => Effect.Effect<void, LockLost | LockStoreError | LockInvalid>
   /** Changes how many permits a key has for all who ask with the limit `declared`. */
-  readonly setLimit: PermitStore["Service"]["setLimit"]
+  readonly setLimit: (
+    key: string,
+    declared: number,
+    limit: number
+  ) => Effect.Effect<LimitSet, LockStoreError | LockInvalid>
   readonly inspect: (key: string) => Effect.Effect<KeyState, LockStoreError | LockInvalid>
 }>()("@effect-lock/core/Permits") {}
 
@@ -128,8 +132,18 @@ const make = Effect.fnUntraced(function*(
   const engine = yield* engines.make(store, defaults)
   const permits = Permits.of({
     ...engine,
-    shrink: (lease, permits) => engine.shrink(store, lease, permits),
-    setLimit: store.setLimit
+    shrink: (lease, permits) =>
+      unless(LockOptions.checkPermits(permits, LockOptions.maxPermits), engine.shrink(store, lease, permits)),
+    setLimit: (key, declared, limit) =>
+      unless(
+        LockOptions.checkKey(key) ?? LockOptions.checkPermits(1, declared) ?? LockOptions.checkPermits(1, limit),
+        store.setLimit(key, declared, limit)
+      )
   })
   return Context.make(Permits, permits).pipe(Context.add(Lock.Lock, Lock.fromEngine(engine)))
 })
+
+const unless = <A, E>(
+  invalid: LockInvalid | undefined,
+  effect: Effect.Effect<A, E>
+): Effect.Effect<A, E | LockInvalid> => invalid === undefined ? effect : Effect.fail(invalid)

@@ -188,7 +188,10 @@ export const make = (key: string, options?: LockOptions.LockOptions): ReadWriteL
 
   const writeLease = (permits: Permits["Service"]) => (lease: Lease): WriteLease => ({
     ...lease,
-    downgrade: Effect.as(permits.shrink(lease, 1), readLease(permits)(lease))
+    downgrade: Effect.as(
+      Effect.catchTag(permits.shrink(lease, 1), "LockInvalid", Effect.die),
+      readLease(permits)(lease)
+    )
   })
 
   return {

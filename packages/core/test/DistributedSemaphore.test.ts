@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
-import { DistributedSemaphore, ReadWriteLock } from "../src/index.ts"
+import { DistributedSemaphore, type Lease, Permits, ReadWriteLock } from "../src/index.ts"
 import { crashed, hold, setup } from "./support/permits.ts"
 import { makeLock } from "./support/TestStore.ts"
 import { settle, until } from "./support/time.ts"
@@ -255,6 +255,8 @@ describe("another limit", () => {
 
 describe("what is invalid", () => {
   const invalid = (key: string, limit: number) => DistributedSemaphore.make(key, { limit })
+  const shrink = (permits: number) =>
+    Permits.Permits.use((service) => service.shrink({ holderId: "anybody" } as Lease.Lease, permits))
 
   for (
     const [title, use, input] of [
@@ -270,7 +272,9 @@ describe("what is invalid", () => {
       ["a new limit of 2^30 + 1", api.setLimit(2 ** 30 + 1), "limit"],
       ["a new limit for an invalid one", invalid("api", 0).setLimit(1), "limit"],
       ["a new limit for an empty key", invalid("", 4).setLimit(1), "key"],
-      ["inspecting an empty key", invalid("", 4).inspect, "key"]
+      ["inspecting an empty key", invalid("", 4).inspect, "key"],
+      ["shrinking to NaN", shrink(NaN), "permits"],
+      ["shrinking to nothing", shrink(0), "permits"]
     ] as const
   ) {
     it.effect(`is found before anything is sent: ${title}`, () =>

@@ -520,6 +520,23 @@ describe("a stale grant", () => {
       assert.strictEqual(time, ttl)
     }))
 
+  it.effect("that lives for less than the ttl is renewed as soon as renewEvery says, if that is sooner than its third", () =>
+    Effect.gen(function*() {
+      for (const [renewEvery, first] of [[100, 100], [500, 200], [undefined, 200]] as const) {
+        const { lock, store } = yield* setup({ ttl: 6000, renewEvery })
+        store.faults.attempt = (run) =>
+          Effect.map(
+            run,
+            (attempt) => attempt._tag === "Granted" ? { ...attempt, grant: { ...attempt.grant, ttl: 600 } } : attempt
+          )
+        yield* Effect.forkChild(lock.withLock(Effect.never, "k"))
+        yield* TestClock.adjust(first - 1)
+        assert.strictEqual(store.count("renew"), 0)
+        yield* TestClock.adjust(1)
+        assert.strictEqual(store.count("renew"), 1)
+      }
+    }))
+
   it.effect("after another is no reason to ask for ever: waitTimeout ends that, too", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup({ ttl })

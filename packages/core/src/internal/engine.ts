@@ -216,40 +216,40 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** A grant of the store. */
-  const ask = <E>(claim: Claim<E>, clock: Clock.Clock, askedAt: holdings.Holding["askedAt"]) =>
-    Effect.suspend((): Effect.Effect<holdings.Holding, EnterError | E> => {
-      const { owner, target, wait } = claim
-      const { upgrades } = target
-      const options = upgrades === undefined ? claim.options : aheadOfAll(claim.options)
-      const holding = new holdings.Holding(client, target, options, clock, askedAt)
-      const hold: ScopedHold | undefined = claim.isBody
-        ? undefined
-        : { asker: claim.asker, scope: claim.scope, holding }
-      const opened = Effect.suspend((): Effect.Effect<holdings.Holding, EnterError | E> => {
-        const deadlock = findDeadlock(claim)
-        if (deadlock !== undefined) return Effect.fail(deadlock)
-        if (hold !== undefined) remember(hold)
-        const how = target.how ?? holdings.attempt(wait)
-        const acquiring = Effect.as(traceAcquire(holding, holdings.open<E>(holding, owner, how), claim.isTry), holding)
-        return upgrades === undefined ? acquiring : upgrades.protect(acquiring)
-      })
-      return hold === undefined
-        ? opened
-        : remembered(hold, owner, opened)
-    })
+  const ask = <E>(
+    claim: Claim<E>,
+    clock: Clock.Clock,
+    askedAt: holdings.Holding["askedAt"],
+    parent: regions.Region | undefined,
+    turn: regions.Turn | undefined
+  ): Effect.Effect<Entered, EnterError | E> => {
+    const { asker, owner, scope, target, wait } = claim
+    const { upgrades } = target
+    const options = upgrades === undefined ? claim.options : aheadOfAll(claim.options)
+    const holding = new holdings.Holding(client, target, options, clock, askedAt)
+    const open = (hold?: ScopedHold): Effect.Effect<Entered, EnterError | E> => {
+      const deadlock = findDeadlock(claim)
+      if (deadlock !== undefined) return Effect.fail(deadlock)
+      if (hold !== undefined) remember(hold)
+      const opening = holdings.open<E>(holding, owner, target.how ?? holdings.attempt(wait))
+      const acquiring = Effect.as(traceAcquire(holding, opening, claim.isTry), { holding, parent, turn })
+      return upgrades === undefined ? acquiring : upgrades.protect(acquiring)
+    }
+    if (claim.isBody) return open()
+    const hold: ScopedHold = { asker, scope, holding }
+    return remembered(hold, owner, Effect.suspend(() => open(hold)))
+  }
 
   /** Gets a lease: a turn in the region this fiber is inside of, or a grant of the store. */
   const enter = <E>(claim: Claim<E>): Effect.Effect<Entered, EnterError | E> =>
     Clock.clockWith((clock) => {
       const { asker, options, owner, target } = claim
       const askedAt = claim.askedAt ?? nowUnsafe(clock)
-      const granted = (parent: regions.Region | undefined, turn: regions.Turn | undefined) =>
-        Effect.map(ask(claim, clock, askedAt), (holding): Entered => ({ holding, parent, turn }))
+      const granted = (parent?: regions.Region, turn?: regions.Turn) => ask(claim, clock, askedAt, parent, turn)
 
       const again: Effect.Effect<Entered, EnterError | E> = Effect.suspend((): typeof again => {
         const region = regions.find(claim.surroundings, regionId(target.key))
-        if (region === undefined) return granted(undefined, undefined)
-        if (!target.isShared) return granted(region, undefined)
+        if (region === undefined || !target.isShared) return granted(region)
         const turn = new regions.Turn(asker, claim.scope, claim.isBody)
         const timeout = claim.wait ? options.waitTimeout : 0
         const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }

@@ -151,9 +151,10 @@ export class Holding implements Held {
     }
     this.renewedAt = sentAt
     // A pushed grant may live for less than the ttl asked for: its first renewal is due sooner.
-    this.renewEvery = this.options.renewEvery !== undefined && ttl >= this.options.ttl
-      ? this.options.renewEvery
-      : Math.floor(ttl / 3)
+    const { renewEvery = Infinity } = this.options
+    this.renewEvery = renewEvery < Infinity && ttl >= this.options.ttl
+      ? renewEvery
+      : Math.min(renewEvery, Math.floor(ttl / 3))
     this.unconfirmed = undefined
   }
 
