@@ -10,6 +10,7 @@ import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import type { Lease } from "../Lease.ts"
+import type { TryError } from "../Lock.ts"
 import {
   type LockDeadlock,
   type LockError,
@@ -22,7 +23,7 @@ import {
 import * as LockMetrics from "../LockMetrics.ts"
 import * as LockOptions from "../LockOptions.ts"
 import type { KeyState, LockStore, PermitStore } from "../LockStore.ts"
-import type { Target } from "../Permits.ts"
+import type { Permits, Target } from "../Permits.ts"
 import { Arrears } from "./arrears.ts"
 import * as events from "./events.ts"
 import * as holdings from "./holding.ts"
@@ -35,37 +36,17 @@ import * as regions from "./region.ts"
  *
  * @internal
  */
-export interface Engine {
-  /** Runs the body in a region that holds the target. */
-  readonly withLease: <A, E, R>(
-    target: Target,
-    use: (lease: Lease) => Effect.Effect<A, E, R>,
-    options?: LockOptions.LockOptions
-  ) => Effect.Effect<A, E | LockError, R>
-  /** As `withLease`, without the lease for a body that does not ask for it. */
-  readonly withTarget: <A, E, R>(
-    target: Target,
-    body: Effect.Effect<A, E, R>,
-    options?: LockOptions.LockOptions
-  ) => Effect.Effect<A, E | LockError, R>
-  readonly withTargetIfAvailable: <A, E, R>(
-    target: Target,
-    use: (lease: Lease) => Effect.Effect<A, E, R>,
-    options?: LockOptions.LockOptions
-  ) => Effect.Effect<Option.Option<A>, E | TryError, R>
+export interface Engine extends
+  Pick<
+    Permits["Service"],
+    "withTarget" | "withLease" | "withTargetIfAvailable" | "acquire" | "tryAcquire" | "inspect"
+  >
+{
   readonly withTargets: <A, E, R>(
     targets: ReadonlyArray<Target>,
     body: Effect.Effect<A, E, R>,
     options?: LockOptions.LockOptions
   ) => Effect.Effect<A, E | LockError, R>
-  readonly acquire: <E = never>(
-    target: Target<E>,
-    options?: LockOptions.LockOptions
-  ) => Effect.Effect<Lease, LockError | E, Scope.Scope>
-  readonly tryAcquire: (
-    target: Target,
-    options?: LockOptions.LockOptions
-  ) => Effect.Effect<Option.Option<Lease>, TryError, Scope.Scope>
   readonly acquireAll: (
     targets: ReadonlyArray<Target>,
     options?: LockOptions.LockOptions
@@ -81,13 +62,9 @@ export interface Engine {
     lease: Lease,
     permits: number
   ) => Effect.Effect<void, LockLost | LockStoreError>
-  readonly inspect: (key: string) => Effect.Effect<KeyState, LockStoreError | LockInvalid>
   readonly list: (prefix: string) => Effect.Effect<ReadonlyArray<KeyState>, LockStoreError>
   readonly listeners: Set<events.Listener>
 }
-
-/** @internal */
-export type TryError = Exclude<LockError, LockTimeout | LockDeadlock | LockQueueFull>
 
 /** @internal */
 export const mutex = (key: string): Target => ({ key, permits: 1, limit: 1, needs: 1, isShared: true })
