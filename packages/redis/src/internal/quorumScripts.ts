@@ -198,7 +198,6 @@ if keepFor > 0 then
   return { 1, before }
 end
 redis.call('HDEL', K, 'n', 'k', 't', 'u', 's', 'i', 'm')
-if inbox == '' then return { 1, before } end
 local latest = redis.call('HGET', K, 'w')
 if latest and tonumber(latest) > now then
   local waiting, all = {}, redis.call('HGETALL', K)
@@ -210,6 +209,7 @@ if latest and tonumber(latest) > now then
       else redis.call('HDEL', K, all[i]) end
     end
   end
+  if inbox == '' then return { 1, before } end
   -- By the clients' own clocks: a hint, which all voters read alike.
   table.sort(waiting, function(a, b) return a[2] < b[2] or (a[2] == b[2] and a[1] < b[1]) end)
   for _, one in ipairs(waiting) do

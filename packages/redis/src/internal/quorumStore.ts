@@ -60,7 +60,7 @@ export const make = Effect.fnUntraced(function*(
   settings: Settings
 ): Effect.fn.Return<Store, never, Scope.Scope> {
   const { clock, voters } = electorate
-  const { inbox, maxTtl, retention, voterTimeout } = electorate.settings
+  const { maxTtl, retention, voterTimeout } = electorate.settings
   const quorum = ballots.quorumOf(electorate)
   const entries = new Map<string, Entry>()
   /** Told when another of this client queues. */
@@ -116,7 +116,7 @@ export const make = Effect.fnUntraced(function*(
         ttl: request.ttl,
         floor: request.floor,
         metadata: JSON.stringify(request.metadata),
-        listenFor: inbox === "" || !request.wait || mode !== "ask" ? 0 : listenFor,
+        listenFor: !request.wait || mode !== "ask" ? 0 : listenFor,
         since: Math.floor(entry.since.wall),
         mode,
         ticket
