@@ -83,13 +83,17 @@ const program = Effect.gen(function*() {
   yield* Fiber.join(ada)
   yield* Fiber.join(ben)
 
+  const howAdaWasTold = store.name === "memory"
+    ? "Ada's next renewal, here every 500 ms, told her that the store no longer knew her."
+    : "Ada was told that the store no longer knew her: by a push, or by her next renewal, here every 500 ms."
   yield* Console.log(`
 Balance without a lock:    ${unguarded}, should be 180: ${(180 - unguarded) / 10} of 8 deposits are lost
 Balance under the lock:    ${guarded}, should be 180
 Balance after Ben's turn:  ${balance}, should be 190
 
-Ada's next renewal, here every 500 ms, told her that the store no longer knew her. Until then two could be inside: a
-deleted lock protects nothing. Ben's token is the greater one, so an account that compares tokens would refuse Ada.`)
+${howAdaWasTold}
+Until then two could be inside: a deleted lock protects nothing. Ben's token is the greater one, so an account that compares
+tokens would refuse Ada.`)
 })
 
 const AppLive = Screen.layer({ workers, key }).pipe(

@@ -11,7 +11,7 @@ import * as Schema from "effect/Schema"
  *
  * **Details**
  *
- * `heldFor` and `timeLeft` are milliseconds on the store's clock; `metadata` is what the holder said of itself with the
+ * `heldFor` and `timeLeft` are milliseconds on the store's clock, with fractions on the memory store; `metadata` is what the holder said of itself with the
  * `holder` option.
  *
  * @category models
@@ -85,7 +85,8 @@ export class LockQueueFull extends Schema.TaggedError<LockQueueFull>()("LockQueu
  *
  * **Details**
  *
- * `permits` of `limit` is what was asked for, `actual` how many permits the key has.
+ * `permits` with a limit of `limit` is what was asked for, `actual` how many permits the key has: after `setLimit` another
+ * number than the limit its callers say.
  *
  * @category errors
  * @since 0.1.0
@@ -97,8 +98,9 @@ export class PermitsRefused extends Schema.TaggedError<PermitsRefused>()("Permit
   actual: Schema.Number
 }) {
   override get message(): string {
-    return `"${this.key}" is in use with a limit of ${this.actual}: ${this.permits} of ${this.limit} permits ` +
-      `cannot be had. Give all callers of a key the same limit, and change it with setLimit`
+    const there = this.actual === 1 ? "1 permit" : `${this.actual} permits`
+    return `"${this.key}" has ${there} now: ${this.permits} with a limit of ${this.limit} cannot be had. ` +
+      `Say the limit that all other callers of the key say; setLimit changes how many there are, not what they say`
   }
 }
 
@@ -204,7 +206,7 @@ export class LockLost extends Schema.TaggedError<LockLost>()("LockLost", {
  *
  * - `Self`: this fiber or scope has the key already, through `Lock.acquire` in a scope that is still open, or has so many of
  *   its permits that the rest is not enough: it would wait for itself. Pass the lease on, nest inside `Lock.withLock`, or
- *   close the first scope.
+ *   close the first scope. Ask for all permits of a semaphore at once; instead of writing inside `withRead`, upgrade the lease.
  * - `Order`: `LockOrder` has seen these keys nested the other way round, so two fibers could wait for each other. `detail`
  *   names both places. Take them in one order, or together with `Lock.withLocks`.
  *
@@ -220,8 +222,9 @@ export class LockDeadlock extends Schema.TaggedError<LockDeadlock>()("LockDeadlo
   override get message(): string {
     if (this.reason === "Order") return `Lock "${this.key}" asked for in the wrong order: ${this.detail}`
     const state = this.token > 0 ? `held (token ${this.token})` : "asked for"
-    return `Lock "${this.key}" is already ${state} by this fiber or scope through Lock.acquire; ` +
-      `waiting for it would never end. Use the lease at hand, nest inside Lock.withLock, or close its scope first`
+    return `Lock "${this.key}" is already ${state} by this fiber or scope; ` +
+      `waiting for it would never end. Use the lease at hand, nest inside Lock.withLock, or close its scope first; ` +
+      `ask for all permits of a semaphore at once, and upgrade a read lease`
   }
 }
 

@@ -171,8 +171,8 @@ describe("a key that is in use with more permits", () => {
         assert.deepInclude(error, { key: "k", permits: 1, limit: 1, actual: 5 })
         assert.strictEqual(
           error.message,
-          "\"k\" is in use with a limit of 5: 1 of 1 permits cannot be had. " +
-            "Give all callers of a key the same limit, and change it with setLimit"
+          "\"k\" has 5 permits now: 1 with a limit of 1 cannot be had. " +
+            "Say the limit that all other callers of the key say; setLimit changes how many there are, not what they say"
         )
       }
       assert.deepStrictEqual(yield* store.inspect("a"), { key: "a", holders: [], waiters: [] })
@@ -184,8 +184,9 @@ describe("errors say what is in the way", () => {
   it("LockDeadlock: held or asked for by oneself, or in the wrong order", () => {
     const text = (token: number, reason: "Self" | "Order", detail?: string) =>
       new LockError.LockDeadlock({ key: "k", token, reason, ...(detail !== undefined && { detail }) }).message
-    const fix = "Use the lease at hand, nest inside Lock.withLock, or close its scope first"
-    const by = "by this fiber or scope through Lock.acquire; waiting for it would never end."
+    const fix = "Use the lease at hand, nest inside Lock.withLock, or close its scope first; " +
+      "ask for all permits of a semaphore at once, and upgrade a read lease"
+    const by = "by this fiber or scope; waiting for it would never end."
     assert.strictEqual(text(7, "Self"), `Lock "k" is already held (token 7) ${by} ${fix}`)
     assert.strictEqual(text(0, "Self"), `Lock "k" is already asked for ${by} ${fix}`)
     assert.strictEqual(text(0, "Order", "while …"), "Lock \"k\" asked for in the wrong order: while …")
