@@ -368,7 +368,7 @@ export const once: {
   3,
   <A, E, R>(effect: Effect.Effect<A, E, R>, key: string, { within, ...options }: OnceOptions) =>
     Effect.flatMap(
-      LockOptions.resolveAs("within", within, "minHold"),
+      LockOptions.resolveAs("within", within, "ttl"),
       (minHold): Effect.Effect<Option.Option<A>, E | TryError, R | Lock> =>
         Lock.use((lock) =>
           lock.withLockIfAvailable(effect, key, {

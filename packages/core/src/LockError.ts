@@ -46,6 +46,7 @@ export type HolderInfo = typeof HolderInfo.Type
 export class LockTimeout extends Schema.TaggedError<LockTimeout>()("LockTimeout", {
   key: Schema.String,
   permits: Schema.Number,
+  limit: Schema.Number,
   waitTimeout: Schema.Number,
   holders: Schema.Array(HolderInfo),
   position: Schema.Number,
@@ -68,6 +69,7 @@ export class LockTimeout extends Schema.TaggedError<LockTimeout>()("LockTimeout"
 export class LockQueueFull extends Schema.TaggedError<LockQueueFull>()("LockQueueFull", {
   key: Schema.String,
   permits: Schema.Number,
+  limit: Schema.Number,
   maxWaiters: Schema.Number,
   holders: Schema.Array(HolderInfo),
   queueLength: Schema.Number
@@ -325,8 +327,14 @@ export type LockError =
   | LockInvalid
   | PermitsRefused
 
-const describeAsk = ({ key, permits }: { readonly key: string; readonly permits: number }): string =>
-  permits === 1 ? `Lock "${key}"` : `${permits} permits of "${key}"`
+const describeAsk = ({ key, limit, permits }: AskInfo): string =>
+  permits === 1 ? `Lock "${key}"` : permits === limit ? `All permits of "${key}"` : `${permits} permits of "${key}"`
+
+interface AskInfo {
+  readonly key: string
+  readonly permits: number
+  readonly limit: number
+}
 
 const describeHolders = ([holder]: ReadonlyArray<HolderInfo>): string =>
   holder === undefined

@@ -373,8 +373,10 @@ describe("once", () => {
   it.effect("refuses a time that is none", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
-      const once = Lock.once(Effect.void, "k", { within: -1 })
-      assert.deepInclude(yield* Effect.flip(Effect.provideService(once, Lock.Lock, lock)), { input: "within" })
+      for (const within of [-1, 0]) {
+        const once = Lock.once(Effect.void, "k", { within })
+        assert.deepInclude(yield* Effect.flip(Effect.provideService(once, Lock.Lock, lock)), { input: "within" })
+      }
     }))
 })
 

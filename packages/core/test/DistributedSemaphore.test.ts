@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
-import { DistributedSemaphore, type Lease, Permits, ReadWriteLock } from "../src/index.ts"
+import { DistributedSemaphore, type Lease, Lock, Permits, ReadWriteLock } from "../src/index.ts"
 import { crashed, hold, setup } from "./support/permits.ts"
 import { makeLock } from "./support/TestStore.ts"
 import { settle, until } from "./support/time.ts"
@@ -203,6 +203,30 @@ describe("another limit", () => {
       yield* holder.end
       yield* Fiber.join(holder.fiber)
       yield* other(wide.withPermits(8)(Effect.void))
+    }))
+
+  it.effect("G1: what is nested in a region and counts otherwise is refused, not let in on the region's lease", () =>
+    Effect.gen(function*() {
+      const { client, store } = yield* setup()
+      const config = ReadWriteLock.make("api")
+      const wide = DistributedSemaphore.make("api", { limit: 8 })
+      const lock = Lock.withLock(Effect.void, "api")
+      for (
+        const [around, inside, actual] of [
+          [api.withPermit, lock, 4],
+          [api.withPermit, Effect.scoped(Lock.acquire("api")), 4],
+          [api.withPermit, config.withRead(Effect.void), 4],
+          [api.withPermit, wide.withPermit(Effect.void), 4],
+          [config.withRead, lock, 2 ** 20],
+          [Lock.withLock("api"), wide.withPermit(Effect.void), 1]
+        ] as const
+      ) {
+        const sent = store.count("attempt")
+        const refused: Effect.Effect<unknown, unknown, Permits.Permits | Lock.Lock> = inside
+        const error = yield* client(around(Effect.flip(refused)))
+        assert.deepInclude(error, { _tag: "PermitsRefused", key: "api", actual })
+        assert.strictEqual(store.count("attempt"), sent + 1)
+      }
     }))
 
   it.effect("that grows grants at once; one that shrinks takes nothing away", () =>

@@ -193,7 +193,7 @@ describe("errors say what is in the way", () => {
   })
 
   it("LockQueueFull and LockTimeout: of permits, and without a holder that is known", () => {
-    const about = { key: "k", permits: 3, holders: [], queueLength: 4 }
+    const about = { key: "k", permits: 3, limit: 5, holders: [], queueLength: 4 }
     assert.strictEqual(
       new LockError.LockQueueFull({ ...about, maxWaiters: 4 }).message,
       "3 permits of \"k\" not waited for: 4 wait already, maxWaiters is 4: no holder known"
@@ -202,5 +202,6 @@ describe("errors say what is in the way", () => {
       new LockError.LockTimeout({ ...about, waitTimeout: 5, position: 2 }).message,
       "3 permits of \"k\" not granted within waitTimeout of 5 ms: no holder known, position 2 of 4 in the queue"
     )
+    assert.include(new LockError.LockQueueFull({ ...about, limit: 3, maxWaiters: 4 }).message, "All permits of \"k\"")
   })
 })

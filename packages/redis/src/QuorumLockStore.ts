@@ -30,12 +30,12 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
-import * as Redacted from "effect/Redacted"
+import type * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import type { Cluster, Redis, RedisOptions } from "ioredis"
 import * as Crypto from "node:crypto"
-import { driftFactor, invalid, keyPrefix, millis, resolve } from "./internal/options.ts"
+import { address, driftFactor, invalid, keyPrefix, millis, resolve } from "./internal/options.ts"
 import * as ballots from "./internal/quorumBallot.ts"
 import * as QuorumStore from "./internal/quorumStore.ts"
 import * as voters from "./internal/quorumVoter.ts"
@@ -256,6 +256,7 @@ const makeKeyMajority = Effect.fnUntraced(function*(
     if (!(Number.isInteger(majority) && majority >= 1 && majority <= 50)) {
       throw invalid("majority", majority, "a whole number from 1 to 50: a lease takes so many of 2 · majority - 1 keys")
     }
+    address(options.url)
     return settingsOf("redis-key-majority", options, options.assumeFresh ?? true)
   })
   let client: RedisClient.RedisClient | undefined
@@ -303,11 +304,8 @@ const connectTo = (
   client !== undefined
     ? RedisClient.fromConnection(client, commandTimeout)
     : cluster === undefined
-    ? RedisClient.make(textOf(url), options, commandTimeout)
+    ? RedisClient.make(address(url), options, commandTimeout)
     : RedisClient.makeCluster(cluster.nodes, cluster.options ?? {}, commandTimeout)
-
-const textOf = (url: string | Redacted.Redacted | undefined): string | undefined =>
-  Redacted.isRedacted(url) ? Redacted.value(url) : url
 
 const checkVoters = (given: ReadonlyArray<Voter>): ReadonlyArray<{ readonly name: string }> => {
   if (given.length === 0) throw invalid("voters", "[]", "name at least one server, better three or five")
@@ -322,7 +320,7 @@ const checkVoters = (given: ReadonlyArray<Voter>): ReadonlyArray<{ readonly name
 
 /** Never the credentials. */
 const addressOf = ({ client, options, url }: Voter): string => {
-  const text = client === undefined ? textOf(url) : undefined
+  const text = client === undefined ? address(url) : undefined
   if (text !== undefined && URL.canParse(text)) {
     const { hostname, port } = new URL(text)
     return `${hostname}:${port === "" ? 6379 : port}`

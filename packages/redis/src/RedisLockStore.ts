@@ -30,14 +30,14 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
-import * as Redacted from "effect/Redacted"
+import type * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { Cluster, ClusterNode, ClusterOptions, Redis, RedisOptions } from "ioredis"
 import * as Crypto from "node:crypto"
 import * as Os from "node:os"
 import * as MemoryLoss from "./internal/memoryLoss.ts"
-import { driftFactor, invalid, keyPrefix, millis, resolve as read } from "./internal/options.ts"
+import { address, driftFactor, invalid, keyPrefix, millis, resolve as read } from "./internal/options.ts"
 import * as Replication from "./internal/replication.ts"
 import * as scripts from "./internal/scripts.ts"
 import * as Tracking from "./internal/tracking.ts"
@@ -284,7 +284,7 @@ const open = Effect.fnUntraced(function*(
 ): Effect.fn.Return<RedisClient.RedisClient, LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> {
   const { cluster } = options
   if (cluster === undefined) {
-    const url = Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url
+    const url = yield* read(() => address(options.url))
     return yield* RedisClient.make(url, options.options ?? {}, settings.commandTimeout)
   }
   if ((options.url ?? options.options) !== undefined) {

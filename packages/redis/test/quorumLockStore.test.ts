@@ -452,6 +452,7 @@ describe("quorum: locks", { concurrent: true }, () => {
         const options of [
           { voters: [] },
           { voters: [{ name: "a" }, { name: "a" }] },
+          { voters: [{ url: "http://a" }] },
           { voters: [{}], voterTimeout: 0 },
           { voters: [{}], driftFactor: 0.5 },
           { voters: [{}], maxTtl: "nonsense" as Duration.Input },

@@ -25,6 +25,8 @@ const userWith = (server: RedisServer.Server, ...rules: ReadonlyArray<string>) =
 
 describe("startup", () => {
   const invalid: ReadonlyArray<readonly [option: string, options: RedisLockStore.Options]> = [
+    ["url", { url: "" }],
+    ["url", { url: "http://app:secret@127.0.0.1" }],
     ["keyPrefix", { keyPrefix: "" }],
     ["keyPrefix", { keyPrefix: "a{b" }],
     ["keyPrefix", { keyPrefix: "a}b" }],
@@ -53,6 +55,7 @@ describe("startup", () => {
         if (error._tag !== "LockInvalid") continue
         assert.strictEqual(error.input, option)
         assert.isAbove(error.fix.length, 10)
+        assert.notInclude(error.message, "secret")
       }
       assert.strictEqual(tap.accepted(), 0)
       yield* connect(tap)

@@ -18,7 +18,8 @@ import {
   type LockLost,
   type LockQueueFull,
   type LockStoreError,
-  type LockTimeout
+  type LockTimeout,
+  PermitsRefused
 } from "../LockError.ts"
 import * as LockMetrics from "../LockMetrics.ts"
 import * as LockOptions from "../LockOptions.ts"
@@ -226,7 +227,14 @@ export const make = Effect.fnUntraced(function*(
 
       const again: Effect.Effect<Entered, EnterError | E> = Effect.suspend((): typeof again => {
         const region = regions.find(claim.surroundings, regionId(target.key))
-        if (region === undefined || !target.isShared) return granted(region)
+        if (region === undefined) return granted()
+        const { limit } = region.holding
+        if (limit !== target.limit) {
+          return Effect.fail(
+            new PermitsRefused({ key: target.key, permits: target.permits, limit: target.limit, actual: limit })
+          )
+        }
+        if (!target.isShared) return granted(region)
         const turn = new regions.Turn(asker, claim.scope, claim.isBody)
         const timeout = claim.wait ? options.waitTimeout : 0
         const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
@@ -625,7 +633,7 @@ const traceAcquire = <E>(
         const outcome = isTry && exitOutcome === "LockTimeout" ? "taken" : exitOutcome
         const waited = holding.waitedFor()
         span.attribute("lock.outcome", outcome)
-        span.attribute("lock.wait_ms", waited)
+        span.attribute("lock.wait_ms", Math.round(waited))
         if (holding.token > 0) span.attribute("lock.token", holding.token)
         if (holding.blockedBy !== undefined) span.attribute("lock.blocked_by", holding.blockedBy)
         return Effect.withFiber(({ context }) => {

@@ -23,15 +23,15 @@ const describe = (holding: Holding, tag: LockEvent["_tag"]): LockEvent => {
     case "Queued":
       return { _tag: tag, ...about, blockedBy }
     case "Granted":
-      return { _tag: tag, ...about, token, waitedFor: holding.waitedFor() }
+      return { _tag: tag, ...about, token, waitedFor: Math.round(holding.waitedFor()) }
     case "Lost":
-      return { _tag: tag, ...about, token, heldFor: holding.heldFor(), reason: holding.lostFor! }
+      return { _tag: tag, ...about, token, heldFor: Math.round(holding.heldFor()), reason: holding.lostFor! }
     case "RenewalFailed":
-      return { _tag: tag, ...about, token, timeLeft: holding.timeLeft(), cause: holding.unconfirmed }
+      return { _tag: tag, ...about, token, timeLeft: Math.round(holding.timeLeft()), cause: holding.unconfirmed }
     case "Released":
     case "HandedOff":
-      return { _tag: tag, ...about, token, heldFor: holding.heldFor() }
+      return { _tag: tag, ...about, token, heldFor: Math.round(holding.heldFor()) }
     case "NotGranted":
-      return { _tag: tag, ...about, waitedFor: holding.waitedFor(), outcome: holding.outcome }
+      return { _tag: tag, ...about, waitedFor: Math.round(holding.waitedFor()), outcome: holding.outcome }
   }
 }

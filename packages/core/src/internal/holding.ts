@@ -416,6 +416,7 @@ const awaitGrant = <E>(
       new LockTimeout({
         key: holding.key,
         permits: holding.permits,
+        limit: holding.limit,
         waitTimeout: wait ? options.waitTimeout : 0,
         ...standing
       })
@@ -425,6 +426,7 @@ const awaitGrant = <E>(
     new LockQueueFull({
       key: holding.key,
       permits: holding.permits,
+      limit: holding.limit,
       maxWaiters: options.maxWaiters,
       holders,
       queueLength

@@ -178,8 +178,8 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
       holderId,
       token: holder.token,
       permits: holder.permits,
-      heldFor: now - holder.since,
-      timeLeft: holder.expiresAt - now,
+      heldFor: Math.floor(now - holder.since),
+      timeLeft: Math.ceil(holder.expiresAt - now),
       metadata: holder.metadata
     }))
   }
@@ -391,7 +391,7 @@ const makeUnsafe = (clock: Clock.Clock): PermitStore["Service"] => {
       const waiters = Array.from(key.queue.values(), ({ request, since }) => ({
         holderId: request.holderId,
         permits: request.permits,
-        waitedFor: now - since,
+        waitedFor: Math.floor(now - since),
         metadata: request.metadata
       }))
       return { key: name, ...isIdle(key) ? undefined : { limit: key.limit }, holders: holders(key), waiters }

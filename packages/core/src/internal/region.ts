@@ -214,13 +214,14 @@ const timedOut = (region: Region, turn: Turn, waitTimeout: number): LockTimeout 
   return new LockTimeout({
     key: holding.key,
     permits: holding.permits,
+    limit: holding.limit,
     waitTimeout,
     holders: [{
       holderId: holding.holderId,
       token: holding.token,
       permits: holding.permits,
-      heldFor: holding.heldFor(),
-      timeLeft: holding.timeLeft(),
+      heldFor: Math.round(holding.heldFor()),
+      timeLeft: Math.round(holding.timeLeft()),
       metadata: holding.metadata
     }],
     position: region.turns.indexOf(turn) - 1,

@@ -1,6 +1,7 @@
 import * as LockError from "@effect-lock/core/LockError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
 
 /**
  * Reads options with functions that throw `LockInvalid`.
@@ -22,6 +23,20 @@ export const keyPrefix = (value = "effect-lock"): string => {
     throw invalid("keyPrefix", value, "a prefix has at least one character, and no braces or white space")
   }
   return value
+}
+
+/**
+ * Where a server is, for ioredis. What is wrong with it is told without its credentials.
+ *
+ * @internal
+ */
+export const address = (url: string | Redacted.Redacted | undefined): string | undefined => {
+  const text = Redacted.isRedacted(url) ? Redacted.value(url) : url
+  const scheme = text === undefined ? undefined : /^([^/@]*):\/\//.exec(text)?.[1]
+  if (text === "" || (scheme !== undefined && !/^rediss?$/i.test(scheme))) {
+    throw invalid("url", text === "" ? "" : `${scheme}://…`, "write redis://host:port, or rediss://host:port for TLS")
+  }
+  return text
 }
 
 /** @internal */
