@@ -87,6 +87,11 @@ export interface DistributedSemaphore {
     (permits: number): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | LockError, R | Permits>
     <A, E, R>(effect: Effect.Effect<A, E, R>, permits: number): Effect.Effect<A, E | LockError, R | Permits>
   }
+  /** As `withPermits`, for work that needs the lease: its token, `check`, `heartbeat`, `revocation`. */
+  readonly withPermitsLease: <A, E, R>(
+    permits: number,
+    use: (lease: Lease) => Effect.Effect<A, E, R>
+  ) => Effect.Effect<A, E | LockError, R | Permits>
   /** Runs an effect if so many permits are free right now, and nobody waits for any: `None` otherwise. */
   readonly withPermitsIfAvailable: {
     (
@@ -152,6 +157,7 @@ export const make = (key: string, { limit, ...options }: Options): DistributedSe
     limit,
     withPermit: (effect) => withPermits(effect, 1),
     withPermits: dual(2, withPermits),
+    withPermitsLease: (permits, use) => Permits.use((service) => service.withLease(target(permits), use, options)),
     withPermitsIfAvailable: dual(2, withPermitsIfAvailable),
     acquire: (permits) => Permits.use((service) => service.acquire(target(permits), options)),
     tryAcquire: (permits) => Permits.use((service) => service.tryAcquire(target(permits), options)),

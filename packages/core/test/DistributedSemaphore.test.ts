@@ -104,6 +104,23 @@ describe("permits", () => {
       assert.deepStrictEqual([error.permits, permitsOf(error.holders), error.position], [2, [3], 0])
     }))
 
+  it.effect("with a lease: of work that reports progress are held for as long as it does", () =>
+    Effect.gen(function*() {
+      const { client, other } = yield* setup()
+      const watched = DistributedSemaphore.make("api", { limit: 4, progressTimeout: 1000 })
+      const work = yield* Effect.forkChild(Effect.flip(client(watched.withPermitsLease(3, (lease) =>
+        Effect.andThen(
+          Effect.repeat(Effect.andThen(lease.heartbeat, Effect.sleep(600)), { times: 4 }),
+          Effect.never
+        )))))
+      // The last heartbeat is that of 2400.
+      yield* TestClock.adjust(3399)
+      assert.deepStrictEqual(permitsOf((yield* other(api.inspect)).holders), [3])
+      yield* TestClock.adjust(1)
+      assert.deepInclude(yield* Fiber.join(work), { _tag: "LockLost", reason: "Stalled" })
+      assert.deepStrictEqual((yield* other(api.inspect)).holders, [])
+    }))
+
   it.effect("if available, and of acquire, are held until the end of the effect or scope", () =>
     Effect.gen(function*() {
       const { client, other } = yield* setup()

@@ -32,6 +32,7 @@ describe("types", () => {
     expectTypeOf(() => semaphore.withPermit(body)).returns.toEqualTypeOf<Guarded>()
     expectTypeOf(() => semaphore.withPermits(2)(body)).returns.toEqualTypeOf<Guarded>()
     expectTypeOf(() => semaphore.withPermits(body, 2)).returns.toEqualTypeOf<Guarded>()
+    expectTypeOf(() => semaphore.withPermitsLease(2, () => body)).returns.toEqualTypeOf<Guarded>()
     expectTypeOf(() => semaphore.withPermitsIfAvailable(2)(body)).returns.toEqualTypeOf<Tried>()
     expectTypeOf(() => semaphore.withPermitsIfAvailable(body, 2)).returns.toEqualTypeOf<Tried>()
     expectTypeOf(() => semaphore.acquire(2)).returns.toEqualTypeOf<Acquired<Lease.Lease>>()
