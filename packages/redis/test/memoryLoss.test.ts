@@ -2,7 +2,7 @@
  * Servers that forget leases whose holders still work: a failover that loses the last writes, forced to, and a restart
  * without persistence.
  */
-import type { LockError } from "@effect-lock/core"
+import type { LockError, LockStore } from "@effect-lock/core"
 import { RedisLockStore } from "@effect-lock/redis"
 import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
@@ -63,6 +63,27 @@ const lockDelay = { lockDelay: true, longestTtl: "2 seconds", slack: "1 second" 
 const isWithheld = { _tag: "LockStoreError", reason: "Refused", limitName: "lockDelay" } as const
 
 const tryOnce = ({ lock }: Client, key: string) => lock.withLock(Effect.void, key, { ttl: "2 seconds", waitTimeout: 0 })
+
+const request = (holderId: string, change: Partial<LockStore.Request> = {}): LockStore.Request => ({
+  key: "k",
+  holderId,
+  ttl: 2000,
+  permits: 1,
+  limit: 1,
+  wait: true,
+  priority: 0,
+  maxWaiters: Infinity,
+  floor: 0,
+  metadata: {},
+  ...change
+})
+
+/** What a restart with its memory, or a lossless failover, leaves: all is known, and the mark names another process. */
+const replaceProcess = (server: RedisServer.Server) =>
+  Effect.flatMap(
+    server.command("GET", "effect-lock:mark"),
+    (mark) => server.command("SET", "effect-lock:mark", `another ${String(mark).split(" ").slice(1).join(" ")}`)
+  )
 
 /** The failover is over, and who answers knows of nothing. */
 const forgotten = ({ store }: Client, key: string) =>
@@ -218,6 +239,25 @@ describe("a server with lock delay", () => {
       yield* until(Effect.isSuccess(client.store.inspect("k")), "the client is connected again")
       assert.deepInclude(yield* Effect.flip(tryOnce(client, "k")), isWithheld)
       yield* Effect.scoped(client.lock.takeover("k"))
+    }).pipe(quietly))
+
+  it.live("G1: who queues during the delay declares the limit for all who come after", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { store } = yield* connect(server, { store: lockDelay })
+      const before = yield* store.attempt(request("before", { limit: 5 }))
+      assert(before._tag === "Granted")
+      yield* store.release({ key: "k", holderId: "before", token: before.grant.token }, 0)
+      yield* replaceProcess(server)
+      for (const id of ["a", "b", "c"]) {
+        assert.strictEqual((yield* store.attempt(request(id, { limit: 2, ttl: 60_000 })))._tag, "Queued")
+      }
+      assert.strictEqual((yield* store.inspect("k")).limit, 2)
+      assert.strictEqual((yield* store.attempt(request("d", { limit: 5 })))._tag, "OtherLimit")
+      yield* until(Effect.map(store.inspect("k"), ({ holders }) => holders.length > 0), "the delay is over")
+      const { holders, waiters } = yield* store.inspect("k")
+      assert.sameMembers(holders.map(({ holderId }) => holderId), ["a", "b"])
+      assert.deepStrictEqual(waiters.map(({ holderId }) => holderId), ["c"])
     }).pipe(quietly))
 
   it.live("a single long lease is not waited for in every later failover", () =>

@@ -97,7 +97,7 @@ end
 
 -- Nobody is in the way of another limit.
 local function declare(wanted)
-  if (declared or limit) ~= wanted then limit, declared, extended = wanted, nil, true end
+  if (declared or limit) ~= wanted then limit, declared, changed, extended = wanted, nil, true, true end
 end
 
 -- Why a ticket can be adopted no more, for as long as somebody may ask.
@@ -297,6 +297,8 @@ if withheld == 0 and fits and not waiting then
   return { 1, int(token) }
 end
 if not wait then return { 0, standing(id) } end
+-- While nothing may be granted, the first one who waits declares the limit for those who follow.
+if used == 0 then save() end
 local all = grants()
 if not queued then
   -- Who had a place already does not add to those who wait.
