@@ -260,6 +260,26 @@ describe("a server with lock delay", () => {
       assert.deepStrictEqual(waiters.map(({ holderId }) => holderId), ["c"])
     }).pipe(quietly))
 
+  it.live("what is granted or renewed for longer during the delay does not make it longer, but the next one", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { store } = yield* connect(server, { store: lockDelay })
+      const granted = yield* store.attempt(request("a"))
+      assert(granted._tag === "Granted")
+      yield* replaceProcess(server)
+      const left = Effect.map(
+        Effect.flip(store.attempt(request("b", { key: "free", wait: false }))),
+        ({ limit }) => limit
+      )
+      assert.isAtMost(yield* left, 3001)
+      yield* store.renew({ key: "k", holderId: "a", token: granted.grant.token }, 3_600_000)
+      assert.isAtMost(yield* left, 3001)
+      yield* store.takeover(request("c", { key: "taken", ttl: 7_200_000 }))
+      assert.isAtMost(yield* left, 3001)
+      yield* replaceProcess(server)
+      assert.isAtLeast(yield* left, 7_200_000)
+    }).pipe(quietly))
+
   it.live("a single long lease is not waited for in every later failover", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()

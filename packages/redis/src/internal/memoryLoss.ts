@@ -104,6 +104,8 @@ local function record(ttl)
     end
   end
   longest = math.max(longest, ttl)
+  -- What this process grants it has not forgotten: the delay ends when it was to end, and only the next one is longer.
+  if withheld > 0 then since = now + withheld - slack - math.max(longest, before) end
   recorded = longest
   keepMark()
 end
