@@ -417,4 +417,38 @@ describe("a Cluster with lock delay", () => {
       // The slot is the lowest one of its new master.
       assert.deepStrictEqual(marks.map((keys) => keys.length).toSorted((a, b) => a - b), [2, 2, 4])
     }))
+
+  it.live("does not take the move of a master's lowest slot for a failover, whatever is asked first", () =>
+    Effect.gen(function*() {
+      const cluster = yield* RedisServer.makeCluster({ replicas: 0 })
+      const borrowed = yield* Effect.acquireRelease(
+        Effect.sync(() => new Cluster([...cluster.addresses])),
+        (client) => Effect.sync(() => client.disconnect())
+      )
+      const { store } = yield* build(RedisLockStore.layerClient(borrowed, lockDelay))
+      const granted = yield* store.attempt(request("a"))
+      assert(granted._tag === "Granted")
+      const from = yield* cluster.masterOf("{k}")
+      const [mark] = yield* from.keys("effect-lock:mark:*")
+      const others = yield* Effect.filter(
+        cluster.nodes,
+        (node) => Effect.map(node.role, (role) => role === "master" && node.id !== from.id)
+      )
+      const migration = yield* cluster.migrateSlot(mark!, others[0]!)
+      yield* migration.begin
+      yield* migration.moveKeys()
+      yield* migration.finish
+      const moved = `${others[0]!.host}:${others[0]!.port}`
+      yield* until(
+        Effect.sync(() => {
+          borrowed.refreshSlotsCache()
+          return borrowed.slots[migration.slot]![0] === moved
+        }),
+        "the client knows of the move"
+      )
+      // For so long it goes by what it knew before.
+      yield* Effect.sleep(1100)
+      assert.strictEqual(yield* store.release({ key: "k", holderId: "a", token: granted.grant.token }, 0), "Done")
+      assert.strictEqual((yield* store.attempt(request("b", { wait: false })))._tag, "Granted")
+    }))
 })

@@ -209,7 +209,8 @@ export const make = Effect.fnUntraced(function*(
           )
         return Effect.flatMap(call, (reply) => {
           if (reply !== "elsewhere") {
-            see(place!)
+            // Otherwise a mark that was never there would count as forgotten.
+            if (guarded.isEarly !== true) see(place!)
             return Effect.succeed(reply)
           }
           if (now() > until) return Effect.fail(elsewhere(script.name))

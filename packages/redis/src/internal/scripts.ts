@@ -21,6 +21,8 @@ export interface Script {
   readonly sha: string
   /** The same, for a server that may have forgotten leases: see `memoryLoss.ts`. */
   readonly guarded?: Script
+  /** It may answer before the guard has looked. */
+  readonly isEarly?: boolean
 }
 
 const compile = (name: string, source: string): Script => ({
@@ -32,7 +34,7 @@ const compile = (name: string, source: string): Script => ({
 /** One shortcut grants, and the other, which does not, comes before it is known whether it may. */
 const script = (name: string, body: string, shortcut = "", early = ""): Script => ({
   ...compile(name, opening + early + unguarded + shortcut + machinery + body),
-  guarded: compile(name, opening + early + guard + shortcut + machinery + body)
+  guarded: { ...compile(name, opening + early + guard + shortcut + machinery + body), isEarly: early !== "" }
 })
 
 // For how long nothing is granted, and up to which ttl nothing has to be recorded: what `guard` finds out.
