@@ -287,10 +287,14 @@ if (declared or limit) ~= wanted or permits > limit then
   return { 3, int(limit) }
 end
 local fits, queued = used + permits <= limit, waiting and redis.call('ZSCORE', Q, id)
+-- Greater than all before it, also where those are from a server whose clock was ahead.
+local function nextTicket()
+  return math.max((tonumber(redis.call('HGET', W, 't')) or 0) + 1, time[1] * 1000000 + time[2])
+end
 -- Who would be the head of the queue has nobody to wait for.
 if waiting and fits and not queued then
   local head = redis.call('ZRANGE', Q, 0, 0, 'WITHSCORES')
-  waiting = tonumber(head[2]) <= (place or time[1] * 1000000 + time[2] - headStart)
+  waiting = tonumber(head[2]) <= (place or nextTicket() - headStart)
 end
 if withheld > 0 and fits and not wait then return { 5, int(withheld) } end
 if withheld == 0 and fits and not waiting then
@@ -308,7 +312,7 @@ if not queued then
     reap()
     if redis.call('ZCARD', Q) >= maxWaiters then return { 4, standing(id, all) } end
   end
-  local ticket = math.max((tonumber(redis.call('HGET', W, 't')) or 0) + 1, time[1] * 1000000 + time[2])
+  local ticket = nextTicket()
   redis.call('ZADD', Q, int(place or ticket - headStart), id)
   redis.call('HSET', W, 't', int(ticket))
   redis.call('HSET', W, id, table.concat({ int(permits), int(wanted), offer, client, int(floor), int(now), meta }, ' '))
