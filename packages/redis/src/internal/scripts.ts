@@ -507,11 +507,14 @@ export const heartbeat = script(
   `
 local client, liveness, stamp, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 dropExpired()
-if redis.call('EXISTS', Q) == 1 then alive(client, liveness, stamp) end
-for _, dead in ipairs(redis.call('ZRANGEBYSCORE', C, '-inf', int(now))) do
-  redis.call('ZREM', C, dead)
-  redis.call('HDEL', W, 'b:' .. dead)
-  redis.call('HSET', W, 'd:', 1)
+-- Without a queue nothing is written: what was lost would come back without an expiry.
+if redis.call('EXISTS', Q) == 1 then
+  alive(client, liveness, stamp)
+  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', C, '-inf', int(now))) do
+    redis.call('ZREM', C, dead)
+    redis.call('HDEL', W, 'b:' .. dead)
+    redis.call('HSET', W, 'd:', 1)
+  end
 end
 pump(inbox)
 save()
