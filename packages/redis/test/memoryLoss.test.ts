@@ -280,6 +280,15 @@ describe("a server with lock delay", () => {
       assert.isAtLeast(yield* left, 7_200_000)
     }).pipe(quietly))
 
+  it.live("finds its scripts loaded: nobody sends their sources", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { lock } = yield* connect(server, { store: lockDelay })
+      const before = (yield* server.commandStats).get("eval")
+      yield* lock.withLock(Effect.void, "k")
+      assert.strictEqual((yield* server.commandStats).get("eval"), before)
+    }))
+
   it.live("a single long lease is not waited for in every later failover", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
