@@ -269,7 +269,7 @@ describe("a server with lock delay", () => {
       yield* replaceProcess(server)
       const left = Effect.map(
         Effect.flip(store.attempt(request("b", { key: "free", wait: false }))),
-        ({ limit }) => limit
+        ({ limit }) => Number(limit)
       )
       assert.isAtMost(yield* left, 3001)
       yield* store.renew({ key: "k", holderId: "a", token: granted.grant.token }, 3_600_000)
