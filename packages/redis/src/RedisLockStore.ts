@@ -316,7 +316,7 @@ const makeStore = Effect.fnUntraced(function*(
     for (const listener of listeners) listener(news)
   }
 
-  const version = yield* checkServer(redis, keysOf("startup"), channels + clientId)
+  const version = yield* checkServer(redis, keysOf("startup"), channels + clientId, memoryLoss !== undefined)
   if (memoryLoss !== undefined) yield* memoryLoss.start
   const room = yield* WaitingRoom.make(
     (key, sentAt, ids) =>
@@ -648,15 +648,18 @@ const refused = (operation: string, detail: string): LockError.LockStoreError =>
 const checkServer = Effect.fnUntraced(function*(
   redis: RedisClient.RedisClient,
   keys: ReadonlyArray<string>,
-  inbox: string
+  inbox: string,
+  isGuarded: boolean
 ): Effect.fn.Return<number, LockError.LockStoreError> {
   yield* redis.run(scripts.inspect, keys, [])
   // A script that nobody has used yet costs one more round trip, and nobody may be left to make it.
   yield* Effect.ignore(
-    Effect.forEach(Object.values(scripts), ({ source }) => redis.command("SCRIPT", "LOAD", source), {
-      concurrency: "unbounded",
-      discard: true
-    })
+    Effect.forEach(
+      Object.values(scripts),
+      (script: scripts.Script) =>
+        redis.command("SCRIPT", "LOAD", (isGuarded ? script.guarded ?? script : script).source),
+      { concurrency: "unbounded", discard: true }
+    )
   )
   // A script that may not publish its grant would break off half-way.
   yield* redis.command("PUBLISH", inbox, "")

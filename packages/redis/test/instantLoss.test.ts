@@ -1,4 +1,4 @@
-import type { LeaseTicket } from "@effect-lock/core"
+import type { LeaseTicket, LockStore } from "@effect-lock/core"
 import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Exit, Option, type Scope } from "effect"
@@ -123,6 +123,21 @@ describe("instant loss", () => {
         assert.strictEqual(loss.reason, "NotHeld")
         assert.isBelow(performance.now() - started, bound)
       }))
+    }).pipe(quietly))
+
+  it.live("a lease is watched on after its own client has set the limit of its key", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const client = yield* connect(server)
+      const store = client.store as LockStore.PermitStore["Service"]
+      const holder = yield* hold(client, "k", { ttl, renewEvery: "59 seconds" })
+      yield* holder.entered
+      yield* untilTracked(server, 1)
+      const monitor = yield* server.monitor
+      yield* store.setLimit("k", 1, 2)
+      yield* until(Effect.map(monitor.all, (entries) => looks(entries) === 1), "it was looked at again")
+      yield* untilTracked(server, 1)
+      yield* assertLostSoon(holder, server.command("DEL", hash))
     }).pipe(quietly))
 
   it.live("a grant that was waited for is watched", () =>

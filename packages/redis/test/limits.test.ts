@@ -133,6 +133,26 @@ describe("a watched lease", () => {
     }))
 })
 
+describe("a queue", () => {
+  it.live("G10: who comes later does not pass those whose places are from a clock that was ahead", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const store = yield* connect(server)
+      yield* take(store, request("a", { limit: 2 }))
+      yield* store.attempt(request("big", { limit: 2, permits: 2 }))
+      // What a master with such a clock leaves to the replica that follows it.
+      const [, queue, waiters] = keysOf("k") as [string, string, string]
+      const ahead = Number(yield* server.command("ZINCRBY", queue, 60_000_000, "big"))
+      yield* server.command("HSET", waiters, "t", ahead)
+      assert.strictEqual((yield* store.attempt(request("b", { limit: 2, wait: false })))._tag, "Refused")
+      const small = yield* store.attempt(request("c", { limit: 2 }))
+      assert(small._tag === "Queued")
+      assert.strictEqual(small.standing.position, 1)
+      // A head start that makes up for it does.
+      assert.strictEqual((yield* store.attempt(request("d", { limit: 2, priority: 1 })))._tag, "Granted")
+    }))
+})
+
 describe("a bounded queue", () => {
   it.live("does not count who waited in a process that is gone", () =>
     Effect.gen(function*() {

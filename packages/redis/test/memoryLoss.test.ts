@@ -2,7 +2,7 @@
  * Servers that forget leases whose holders still work: a failover that loses the last writes, forced to, and a restart
  * without persistence.
  */
-import type { LockError } from "@effect-lock/core"
+import type { LockError, LockStore } from "@effect-lock/core"
 import { RedisLockStore } from "@effect-lock/redis"
 import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
@@ -63,6 +63,27 @@ const lockDelay = { lockDelay: true, longestTtl: "2 seconds", slack: "1 second" 
 const isWithheld = { _tag: "LockStoreError", reason: "Refused", limitName: "lockDelay" } as const
 
 const tryOnce = ({ lock }: Client, key: string) => lock.withLock(Effect.void, key, { ttl: "2 seconds", waitTimeout: 0 })
+
+const request = (holderId: string, change: Partial<LockStore.Request> = {}): LockStore.Request => ({
+  key: "k",
+  holderId,
+  ttl: 2000,
+  permits: 1,
+  limit: 1,
+  wait: true,
+  priority: 0,
+  maxWaiters: Infinity,
+  floor: 0,
+  metadata: {},
+  ...change
+})
+
+/** What a restart with its memory, or a lossless failover, leaves: all is known, and the mark names another process. */
+const replaceProcess = (server: RedisServer.Server) =>
+  Effect.flatMap(
+    server.command("GET", "effect-lock:mark"),
+    (mark) => server.command("SET", "effect-lock:mark", `another ${String(mark).split(" ").slice(1).join(" ")}`)
+  )
 
 /** The failover is over, and who answers knows of nothing. */
 const forgotten = ({ store }: Client, key: string) =>
@@ -220,6 +241,54 @@ describe("a server with lock delay", () => {
       yield* Effect.scoped(client.lock.takeover("k"))
     }).pipe(quietly))
 
+  it.live("G1: who queues during the delay declares the limit for all who come after", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { store } = yield* connect(server, { store: lockDelay })
+      const before = yield* store.attempt(request("before", { limit: 5 }))
+      assert(before._tag === "Granted")
+      yield* store.release({ key: "k", holderId: "before", token: before.grant.token }, 0)
+      yield* replaceProcess(server)
+      for (const id of ["a", "b", "c"]) {
+        assert.strictEqual((yield* store.attempt(request(id, { limit: 2, ttl: 60_000 })))._tag, "Queued")
+      }
+      assert.strictEqual((yield* store.inspect("k")).limit, 2)
+      assert.strictEqual((yield* store.attempt(request("d", { limit: 5 })))._tag, "OtherLimit")
+      yield* until(Effect.map(store.inspect("k"), ({ holders }) => holders.length > 0), "the delay is over")
+      const { holders, waiters } = yield* store.inspect("k")
+      assert.sameMembers(holders.map(({ holderId }) => holderId), ["a", "b"])
+      assert.deepStrictEqual(waiters.map(({ holderId }) => holderId), ["c"])
+    }).pipe(quietly))
+
+  it.live("what is granted or renewed for longer during the delay does not make it longer, but the next one", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { store } = yield* connect(server, { store: lockDelay })
+      const granted = yield* store.attempt(request("a"))
+      assert(granted._tag === "Granted")
+      yield* replaceProcess(server)
+      const left = Effect.map(
+        Effect.flip(store.attempt(request("b", { key: "free", wait: false }))),
+        ({ limit }) => Number(limit)
+      )
+      assert.isAtMost(yield* left, 3001)
+      yield* store.renew({ key: "k", holderId: "a", token: granted.grant.token }, 3_600_000)
+      assert.isAtMost(yield* left, 3001)
+      yield* store.takeover(request("c", { key: "taken", ttl: 7_200_000 }))
+      assert.isAtMost(yield* left, 3001)
+      yield* replaceProcess(server)
+      assert.isAtLeast(yield* left, 7_200_000)
+    }).pipe(quietly))
+
+  it.live("finds its scripts loaded: nobody sends their sources", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { lock } = yield* connect(server, { store: lockDelay })
+      const before = (yield* server.commandStats).get("eval")
+      yield* lock.withLock(Effect.void, "k")
+      assert.strictEqual((yield* server.commandStats).get("eval"), before)
+    }))
+
   it.live("a single long lease is not waited for in every later failover", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
@@ -356,5 +425,39 @@ describe("a Cluster with lock delay", () => {
       const marks = yield* Effect.forEach(cluster.nodes, (node) => node.keys("*effect-lock:mark:*"))
       // The slot is the lowest one of its new master.
       assert.deepStrictEqual(marks.map((keys) => keys.length).toSorted((a, b) => a - b), [2, 2, 4])
+    }))
+
+  it.live("does not take the move of a master's lowest slot for a failover, whatever is asked first", () =>
+    Effect.gen(function*() {
+      const cluster = yield* RedisServer.makeCluster({ replicas: 0 })
+      const borrowed = yield* Effect.acquireRelease(
+        Effect.sync(() => new Cluster([...cluster.addresses])),
+        (client) => Effect.sync(() => client.disconnect())
+      )
+      const { store } = yield* build(RedisLockStore.layerClient(borrowed, lockDelay))
+      const granted = yield* store.attempt(request("a"))
+      assert(granted._tag === "Granted")
+      const from = yield* cluster.masterOf("{k}")
+      const [mark] = yield* from.keys("effect-lock:mark:*")
+      const others = yield* Effect.filter(
+        cluster.nodes,
+        (node) => Effect.map(node.role, (role) => role === "master" && node.id !== from.id)
+      )
+      const migration = yield* cluster.migrateSlot(mark!, others[0]!)
+      yield* migration.begin
+      yield* migration.moveKeys()
+      yield* migration.finish
+      const moved = `${others[0]!.host}:${others[0]!.port}`
+      yield* until(
+        Effect.sync(() => {
+          borrowed.refreshSlotsCache()
+          return borrowed.slots[migration.slot]![0] === moved
+        }),
+        "the client knows of the move"
+      )
+      // For so long it goes by what it knew before.
+      yield* Effect.sleep(1100)
+      assert.strictEqual(yield* store.release({ key: "k", holderId: "a", token: granted.grant.token }, 0), "Done")
+      assert.strictEqual((yield* store.attempt(request("b", { wait: false })))._tag, "Granted")
     }))
 })

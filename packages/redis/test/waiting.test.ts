@@ -119,6 +119,25 @@ describe("pushes", () => {
       assert.deepStrictEqual(staged.trace.slice(0, 2), ["attempt#0", "heartbeat#0"])
     }).pipe(quietly))
 
+  it.live("G11: a heartbeat after all but the signs of life were lost leaves no key that never expires", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const one = yield* connect(server, { store: { tracking: false } })
+      const other = yield* connect(server, { store: { heartbeat: 100 } })
+      const holder = yield* hold(one, "k")
+      yield* holder.entered
+      const waiter = yield* hold(other, "k")
+      yield* queued(other, "k", 1)
+      // As by eviction, with a client among those that are left that is dead.
+      const lose = "redis.call('DEL', KEYS[1], KEYS[2], KEYS[3]) redis.call('ZADD', KEYS[4], 1, 'dead')"
+      yield* server.command("EVAL", lose, 4, ...keysOf("k"))
+      yield* waiter.entered
+      for (const key of yield* server.keys("*")) {
+        assert.isAbove(Number(yield* server.command("PTTL", key)), 0, key)
+      }
+      yield* waiter.leave
+    }).pipe(quietly))
+
   it.live("G3: a grant that was pushed to a process that slept is confirmed before anybody enters", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()

@@ -104,6 +104,8 @@ local function record(ttl)
     end
   end
   longest = math.max(longest, ttl)
+  -- What this process grants it has not forgotten: the delay ends when it was to end, and only the next one is longer.
+  if withheld > 0 then since = now + withheld - slack - math.max(longest, before) end
   recorded = longest
   keepMark()
 end
@@ -207,7 +209,8 @@ export const make = Effect.fnUntraced(function*(
           )
         return Effect.flatMap(call, (reply) => {
           if (reply !== "elsewhere") {
-            see(place!)
+            // Otherwise a mark that was never there would count as forgotten.
+            if (guarded.isEarly !== true) see(place!)
             return Effect.succeed(reply)
           }
           if (now() > until) return Effect.fail(elsewhere(script.name))

@@ -21,6 +21,8 @@ export interface Script {
   readonly sha: string
   /** The same, for a server that may have forgotten leases: see `memoryLoss.ts`. */
   readonly guarded?: Script
+  /** It may answer before the guard has looked. */
+  readonly isEarly?: boolean
 }
 
 const compile = (name: string, source: string): Script => ({
@@ -32,7 +34,7 @@ const compile = (name: string, source: string): Script => ({
 /** One shortcut grants, and the other, which does not, comes before it is known whether it may. */
 const script = (name: string, body: string, shortcut = "", early = ""): Script => ({
   ...compile(name, opening + early + unguarded + shortcut + machinery + body),
-  guarded: compile(name, opening + early + guard + shortcut + machinery + body)
+  guarded: { ...compile(name, opening + early + guard + shortcut + machinery + body), isEarly: early !== "" }
 })
 
 // For how long nothing is granted, and up to which ttl nothing has to be recorded: what `guard` finds out.
@@ -97,7 +99,7 @@ end
 
 -- Nobody is in the way of another limit.
 local function declare(wanted)
-  if (declared or limit) ~= wanted then limit, declared, extended = wanted, nil, true end
+  if (declared or limit) ~= wanted then limit, declared, changed, extended = wanted, nil, true, true end
 end
 
 -- Why a ticket can be adopted no more, for as long as somebody may ask.
@@ -285,10 +287,14 @@ if (declared or limit) ~= wanted or permits > limit then
   return { 3, int(limit) }
 end
 local fits, queued = used + permits <= limit, waiting and redis.call('ZSCORE', Q, id)
+-- Greater than all before it, also where those are from a server whose clock was ahead.
+local function nextTicket()
+  return math.max((tonumber(redis.call('HGET', W, 't')) or 0) + 1, time[1] * 1000000 + time[2])
+end
 -- Who would be the head of the queue has nobody to wait for.
 if waiting and fits and not queued then
   local head = redis.call('ZRANGE', Q, 0, 0, 'WITHSCORES')
-  waiting = tonumber(head[2]) <= (place or time[1] * 1000000 + time[2] - headStart)
+  waiting = tonumber(head[2]) <= (place or nextTicket() - headStart)
 end
 if withheld > 0 and fits and not wait then return { 5, int(withheld) } end
 if withheld == 0 and fits and not waiting then
@@ -297,6 +303,8 @@ if withheld == 0 and fits and not waiting then
   return { 1, int(token) }
 end
 if not wait then return { 0, standing(id) } end
+-- While nothing may be granted, the first one who waits declares the limit for those who follow.
+if used == 0 then save() end
 local all = grants()
 if not queued then
   -- Who had a place already does not add to those who wait.
@@ -304,7 +312,7 @@ if not queued then
     reap()
     if redis.call('ZCARD', Q) >= maxWaiters then return { 4, standing(id, all) } end
   end
-  local ticket = math.max((tonumber(redis.call('HGET', W, 't')) or 0) + 1, time[1] * 1000000 + time[2])
+  local ticket = nextTicket()
   redis.call('ZADD', Q, int(place or ticket - headStart), id)
   redis.call('HSET', W, 't', int(ticket))
   redis.call('HSET', W, id, table.concat({ int(permits), int(wanted), offer, client, int(floor), int(now), meta }, ' '))
@@ -499,11 +507,14 @@ export const heartbeat = script(
   `
 local client, liveness, stamp, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 dropExpired()
-if redis.call('EXISTS', Q) == 1 then alive(client, liveness, stamp) end
-for _, dead in ipairs(redis.call('ZRANGEBYSCORE', C, '-inf', int(now))) do
-  redis.call('ZREM', C, dead)
-  redis.call('HDEL', W, 'b:' .. dead)
-  redis.call('HSET', W, 'd:', 1)
+-- Without a queue nothing is written: what was lost would come back without an expiry.
+if redis.call('EXISTS', Q) == 1 then
+  alive(client, liveness, stamp)
+  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', C, '-inf', int(now))) do
+    redis.call('ZREM', C, dead)
+    redis.call('HDEL', W, 'b:' .. dead)
+    redis.call('HSET', W, 'd:', 1)
+  end
 end
 pump(inbox)
 save()

@@ -175,6 +175,7 @@ export const make = Effect.fnUntraced(function*(
       adopt: (ticket, request) => noting(store.adopt(ticket, request), watchIfGranted(request)),
       renew: (lease, ttl) => noting(store.renew(lease, ttl), () => touch(lease.key)),
       shrink: (lease, permits) => noting(store.shrink(lease, permits), () => touch(lease.key)),
+      setLimit: (key, declared, limit) => noting(store.setLimit(key, declared, limit), () => touch(key)),
       watch: (lease) => noting(store.watch(lease), () => touch(lease.key)),
       release: (lease, keepFor) =>
         Effect.suspend(() => {
