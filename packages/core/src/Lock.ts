@@ -47,9 +47,9 @@ import type * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as acquiring from "./internal/acquiring.ts"
 import * as engines from "./internal/engine.ts"
 import type { Listener } from "./internal/events.ts"
-import * as holdings from "./internal/holding.ts"
 import type { Lease } from "./Lease.ts"
 import type { LeaseTicket } from "./LeaseTicket.ts"
 import type {
@@ -625,8 +625,8 @@ export const fromEngine = (engine: engines.Engine): Lock["Service"] =>
     acquire: (key, options) => engine.acquire(engines.mutex(key), options),
     tryAcquire: (key, options) => engine.tryAcquire(engines.mutex(key), options),
     acquireAll: (keys, options) => engine.acquireAll(keys.map(engines.mutex), options),
-    takeover: (key, options) => engine.open(engines.mutex(key), holdings.takeover, options),
-    adopt: (ticket, options) => engine.open(engines.mutex(ticket.key), holdings.adopt(ticket), options),
+    takeover: (key, options) => engine.open(engines.mutex(key), acquiring.takeover, options),
+    adopt: (ticket, options) => engine.open(engines.mutex(ticket.key), acquiring.adopt(ticket), options),
     inspect: engine.inspect,
     list: engine.list,
     events: eventsOf(engine)

@@ -41,7 +41,7 @@ import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
-import type { Ask } from "./internal/holding.ts"
+import type { Ask } from "./internal/acquiring.ts"
 import type { Lease } from "./Lease.ts"
 import type { TryError } from "./Lock.ts"
 import {

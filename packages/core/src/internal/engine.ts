@@ -25,12 +25,15 @@ import * as LockMetrics from "../LockMetrics.ts"
 import * as LockOptions from "../LockOptions.ts"
 import type { KeyState, LockStore, PermitStore } from "../LockStore.ts"
 import type { Permits, Target } from "../Permits.ts"
+import * as acquiring from "./acquiring.ts"
 import { Arrears } from "./arrears.ts"
+import * as ending from "./ending.ts"
 import * as events from "./events.ts"
 import * as holdings from "./holding.ts"
 import { elapsedUnsafe, nowUnsafe } from "./instant.ts"
 import * as orders from "./order.ts"
 import * as regions from "./region.ts"
+import * as renewal from "./renewal.ts"
 
 /**
  * The locks of one client of one store: what the services of this package are made of.
@@ -55,7 +58,7 @@ export interface Engine extends
   /** Gets a lease by other means than asking for a free key. */
   readonly open: <E>(
     target: Target,
-    how: holdings.Ask<E>,
+    how: acquiring.Ask<E>,
     options?: LockOptions.LockOptions
   ) => Effect.Effect<Lease, TryError | E, Scope.Scope>
   readonly shrink: (
@@ -119,7 +122,7 @@ export const make = Effect.fnUntraced(function*(
     listeners: new Set(),
     // Closed after everything that is forked into it has been waited for.
     scope: Scope.forkUnsafe(yield* Scope.Scope),
-    nursery: new holdings.Nursery(),
+    nursery: new renewal.Nursery(),
     arrears: new Arrears(),
     sequence: 0,
     closed: false,
@@ -209,9 +212,9 @@ export const make = Effect.fnUntraced(function*(
       const deadlock = findDeadlock(claim)
       if (deadlock !== undefined) return Effect.fail(deadlock)
       if (hold !== undefined) remember(hold)
-      const opening = holdings.open<E>(holding, owner, target.how ?? holdings.attempt(wait))
-      const acquiring = Effect.as(traceAcquire(holding, opening, claim.isTry), { holding, parent, turn })
-      return upgrades === undefined ? acquiring : upgrades.protect(acquiring)
+      const opening = acquiring.open<E>(holding, owner, target.how ?? acquiring.attempt(wait))
+      const acquisition = Effect.as(traceAcquire(holding, opening, claim.isTry), { holding, parent, turn })
+      return upgrades === undefined ? acquisition : upgrades.protect(acquisition)
     }
     if (claim.isBody) return open()
     const hold: ScopedHold = { asker, scope, holding }
@@ -347,7 +350,7 @@ export const make = Effect.fnUntraced(function*(
               const hold = { asker, scope, holding }
               const opened = Effect.suspend(() => {
                 remember(hold)
-                return withoutWaiting(traceAcquire(holding, holdings.open(holding, owner, how)))
+                return withoutWaiting(traceAcquire(holding, acquiring.open(holding, owner, how)))
               })
               return Effect.map(
                 remembered(hold, owner, opened),
@@ -491,7 +494,7 @@ export const make = Effect.fnUntraced(function*(
       return
     }
     for (const holding of client.holdings.values()) {
-      if ((news.key ?? holding.key) === holding.key) runInBackground(holdings.verify(holding))
+      if ((news.key ?? holding.key) === holding.key) runInBackground(renewal.verify(holding))
     }
   })
 
@@ -582,14 +585,14 @@ const makeLease = ({ holding, parent, turn }: Entered): Lease => {
     extend: (ttl) =>
       Effect.flatMap(
         LockOptions.resolveTtl(ttl),
-        (millis) => holdings.protect(over, check, holdings.extend(holding, millis))
+        (millis) => holdings.protect(over, check, renewal.extend(holding, millis))
       ),
-    revocation: holdings.protect(over, check, holdings.revocation(holding)),
+    revocation: holdings.protect(over, check, renewal.revocation(holding)),
     heartbeat: Effect.suspend(() => {
       holding.progressAt = nowUnsafe(holding.clock)
       return check
     }),
-    handOff: Effect.andThen(check, holdings.handOff(holding))
+    handOff: Effect.andThen(check, ending.handOff(holding))
   }
 }
 
@@ -609,7 +612,7 @@ const closeAll = (client: holdings.Client, timeout: number): Effect.Effect<void>
         Effect.timeoutOption(timeout),
         Effect.andThen(
           Effect.suspend(() =>
-            Effect.forEach(Array.from(client.holdings.values()), holdings.end, {
+            Effect.forEach(Array.from(client.holdings.values()), ending.end, {
               concurrency: "unbounded",
               discard: true
             })
