@@ -7,6 +7,8 @@ import * as quorum from "./support/quorum.ts"
 /** Long enough for a lease to survive a busy machine, short enough to wait for renewals. */
 const ttl = 3000
 const voterTimeout = 500
+/** What a busy machine may add to a time that has a bound. */
+const margin = 5000
 
 const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown => Option.getOrUndefined(Exit.findErrorOption(exit))
 
@@ -49,7 +51,8 @@ describe("quorum: faults", { concurrent: true }, () => {
               )
             )
             assert.isTrue(Exit.isSuccess(spent.exit))
-            assert.isBelow(spent.millis, 2 * voterTimeout, "20 locks one after the other")
+            // Less than half of what it would take if each lock waited for the time-out once.
+            assert.isBelow(spent.millis, 10 * voterTimeout, "20 locks one after the other")
 
             yield* Effect.forEach(minority, fault.undo, { discard: true })
             const last = yield* hold(one, "last")
@@ -80,7 +83,7 @@ describe("quorum: faults", { concurrent: true }, () => {
           const lost = failureOf(yield* holder.exit) as { readonly _tag: string; readonly reason: string }
           assert.strictEqual(lost._tag, "LockLost")
           assert.strictEqual(lost.reason, "Expired")
-          assert.isBelow(lostAfter.millis, ttl + 500)
+          assert.isBelow(lostAfter.millis, ttl + margin)
 
           const failed = yield* timed(client.lock.withLock(Effect.void, "new"))
           const error = failureOf(failed.exit) as {
@@ -94,7 +97,7 @@ describe("quorum: faults", { concurrent: true }, () => {
           assert.match(error.detail, /b: (timeout|unreachable) \(.+\)/)
           assert.match(error.detail, /c: granted/)
           // One poll to ask and one to take it back.
-          assert.isBelow(failed.millis, 3 * voterTimeout)
+          assert.isBelow(failed.millis, 2 * voterTimeout + margin)
           yield* quorum.untilVotes(places.slice(2), "new", 0)
 
           if (fault.name === "killed") return
@@ -112,7 +115,9 @@ describe("quorum: faults", { concurrent: true }, () => {
     () =>
       quietly(Effect.scoped(Effect.gen(function*() {
         const { connect, places } = yield* quorum.start(3)
-        const [one, other] = [yield* connect({ lock: { ttl } }), yield* connect({ lock: { ttl } })]
+        const patience = 2 * voterTimeout
+        const one = yield* connect({ lock: { ttl } })
+        const other = yield* connect({ lock: { ttl }, store: { voterTimeout: patience } })
         yield* until(
           Effect.map(other.lock.withLockIfAvailable(Effect.succeed(true), "warm"), Option.isSome),
           "all voters are connected"
@@ -126,9 +131,9 @@ describe("quorum: faults", { concurrent: true }, () => {
         yield* places[1]!.server.command("DEL", "effect-lock:quorum:held")
         const first = yield* timed(other.lock.withLockIfAvailable(Effect.void, "held"))
         const second = yield* timed(other.lock.withLockIfAvailable(Effect.void, "held"))
-        assert.isAtLeast(first.millis, voterTimeout - 5)
-        assert.isBelow(first.millis, 3 * voterTimeout)
-        assert.isBelow(second.millis, voterTimeout)
+        assert.isAtLeast(first.millis, patience - 5)
+        assert.isBelow(first.millis, patience + margin)
+        assert.isBelow(second.millis, patience)
         yield* places[0]!.server.resume
       }))),
     60_000
