@@ -18,6 +18,7 @@ import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
 import { Cluster, type ClusterNode, type ClusterOptions, Redis, type RedisOptions } from "ioredis"
+import { monotonicUnsafe } from "./internal/instant.ts"
 import type { Script } from "./internal/scripts.ts"
 
 /**
@@ -291,7 +292,7 @@ const makeFrom = Effect.fnUntraced(function*(
 ): Effect.fn.Return<RedisClient, never, Scope.Scope> {
   const commander = redis as unknown as Commander
   const clock = yield* Clock.clockWith(Effect.succeed)
-  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1_000_000
+  const now = () => monotonicUnsafe(clock)
   const ownRedis = owned?.redis instanceof Redis ? owned.redis : undefined
   const failsOver = isCluster(redis) || Array.isArray(redis.options.sentinels)
   const transient = failsOver ? transientInFailover : transientOnServer

@@ -3,22 +3,13 @@ import { LockHistory, RedisServer } from "@effect-lock/test-utils"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import { Context, Effect, FileSystem, Layer } from "effect"
-import { ChildProcess } from "effect/process"
-import * as Path from "node:path"
 import { takeSteps } from "../../core/test/support/permitSteps.ts"
 import { RedisLockStore } from "../src/index.ts"
 import { leftovers, until } from "./support/client.ts"
+import { kill, startFile } from "./support/workers.ts"
 import type { Task } from "./workers/permits.ts"
 
-const worker = (file: string) => Path.join(import.meta.dirname, "workers", file)
-
-/** A process that dies with the test. */
-const start = (task: Task) =>
-  ChildProcess.make(process.execPath, ["--import", worker("sources.ts"), worker("permits.ts"), JSON.stringify(task)], {
-    stdin: "pipe",
-    stderr: "inherit",
-    killSignal: "SIGKILL"
-  })
+const start = (task: Task) => startFile("permits.ts", task)
 
 const client = Effect.fnUntraced(function*(url: string) {
   const context = yield* Layer.build(Permits.layer().pipe(Layer.provideMerge(RedisLockStore.layer({ url }))))
@@ -73,7 +64,7 @@ describe("permits", () => {
           const entered = Effect.map(eventsOf(history), (events) => events.filter(({ kind }) => kind === "acquired"))
           yield* until(Effect.map(entered, ({ length }) => length >= 5), "the process has had permits")
           history.killedAt = process.hrtime.bigint()
-          yield* victim.kill({ killSignal: "SIGKILL" })
+          yield* kill(victim)
           running.push(yield* begin())
         }
         yield* until(

@@ -3,6 +3,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { createHash } from "node:crypto"
 import type * as RedisClient from "../RedisClient.ts"
+import { monotonicUnsafe } from "./instant.ts"
 import type { Script } from "./scripts.ts"
 
 /**
@@ -149,7 +150,7 @@ export const make = Effect.fnUntraced(function*(
     ...cluster === undefined ? [] : [cluster.keyPrefix + mark]
   ]
 
-  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1_000_000
+  const now = () => monotonicUnsafe(clock)
   /** The lowest slot of each master, as it was less than a second ago. */
   let lowestSlots = new Map<string, number>()
   let readAt = -Infinity

@@ -5,6 +5,7 @@ import * as FiberSet from "effect/FiberSet"
 import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
 import type { RedisClient, Tracker } from "../RedisClient.ts"
+import { monotonicUnsafe } from "./instant.ts"
 
 /**
  * Notices at once that somebody else has deleted the key of a lease held here. The server tells of the next change to a key
@@ -52,7 +53,7 @@ export const make = Effect.fnUntraced(function*(
   let isAsleep = false
   let on = false
   const runInBackground = yield* FiberSet.makeRuntime<never, void, never>()
-  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1_000_000
+  const now = () => monotonicUnsafe(clock)
 
   const readLater = (entry: Watched): void => {
     if (due.has(entry)) return

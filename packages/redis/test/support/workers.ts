@@ -10,13 +10,15 @@ const worker = (file: string) => Path.join(import.meta.dirname, "../workers", fi
 
 export type Handle = ChildProcessSpawner.ChildProcessHandle
 
-/** A process that dies with the test. */
-export const start = (task: Task) =>
-  ChildProcess.make(process.execPath, ["--import", worker("sources.ts"), worker("worker.ts"), JSON.stringify(task)], {
+/** A process of its own for a file among the workers; it dies with the test. */
+export const startFile = (file: string, task: object) =>
+  ChildProcess.make(process.execPath, ["--import", worker("sources.ts"), worker(file), JSON.stringify(task)], {
     stdin: "pipe",
     stderr: "inherit",
     killSignal: "SIGKILL"
   })
+
+export const start = (task: Task) => startFile("worker.ts", task)
 
 export const kill = ({ kill }: Handle) => kill({ killSignal: "SIGKILL" })
 
