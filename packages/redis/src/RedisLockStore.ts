@@ -81,8 +81,8 @@ export interface StoreOptions {
    * Whether a server that restarted, or a replica that was promoted, grants nothing new until every lease it may have
    * forgotten has run out: for the longest ttl on record, at least `longestTtl`, and `slack`. Leases it knows of are renewed
    * and released meanwhile, waiters are queued and enter afterwards, and who does not wait fails with `LockStoreError`
-   * (`Refused`, `limitName` `lockDelay`). `Lock.takeover` and `Lock.adopt` do not wait. Default true on a Cluster and under
-   * Sentinels, whose failover can lose the last writes, else false.
+   * (`Refused`, `limitName` `lockDelay`), as does who adopts a ticket from before. `Lock.takeover` is not held back. Default
+   * true on a Cluster and under Sentinels, whose failover can lose the last writes, else false.
    *
    * **Gotchas**
    *
@@ -443,7 +443,10 @@ const makeStore = Effect.fnUntraced(function*(
             room.leave(request.holderId)
             return Effect.succeed({ _tag: "QueueFull", standing: standingOf(reply[1]) })
           case 5:
-            return Effect.andThen(noteWithheld(Number(reply[1])), Effect.fail(MemoryLoss.withheld(Number(reply[1]))))
+            return Effect.andThen(
+              noteWithheld(Number(reply[1])),
+              Effect.fail(MemoryLoss.withheld("attempt", Number(reply[1])))
+            )
         }
       })
     })
@@ -492,11 +495,19 @@ const makeStore = Effect.fnUntraced(function*(
       const { floor, holderId, key, metadata, ttl } = request
       const args = [holderId, clientId, ttl, floor, JSON.stringify(metadata), ticket.holderId, ticket.token, channels]
       const call = redis.run(scripts.adopt, keysOf(key), args, () => onUnanswered(key, holderId))
-      return Effect.map(call, (reply): LockStore.Adoption => {
-        const [done, detail] = reply as readonly [0, LockError.TicketRefused["reason"]] | readonly [1, string]
-        return done === 1
-          ? { _tag: "Granted", grant: { token: Number(detail), ttl, sentAt } }
-          : { _tag: "Refused", reason: detail }
+      return Effect.flatMap(call, (reply): Effect.Effect<LockStore.Adoption, LockError.LockStoreError> => {
+        const [answer, detail] = reply as
+          | readonly [0, LockError.TicketRefused["reason"]]
+          | readonly [1, token: string]
+          | readonly [5, withheld: string]
+        switch (answer) {
+          case 0:
+            return Effect.succeed({ _tag: "Refused", reason: detail })
+          case 1:
+            return Effect.succeed({ _tag: "Granted", grant: { token: Number(detail), ttl, sentAt } })
+          case 5:
+            return Effect.fail(MemoryLoss.withheld("adopt", Number(detail)))
+        }
       })
     })
 

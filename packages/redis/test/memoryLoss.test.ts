@@ -231,6 +231,30 @@ describe("a server with lock delay", () => {
       yield* next.leave
     }).pipe(quietly))
 
+  it.live("G1: that may have forgotten an adoption lets nobody adopt the ticket again, but one that it made itself", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const store = { ...lockDelay, longestTtl: "1 minute" } as const
+      const giver = yield* connect(server, { store })
+      // It does not learn of its loss before its next renewal.
+      const first = yield* connect(server, { store: { ...store, tracking: false } })
+      const second = yield* connect(server, { store })
+      const give = (key: string) => Effect.scoped(Effect.flatMap(giver.lock.acquire(key), ({ handOff }) => handOff))
+      const ticket = yield* give("k")
+      const kept = yield* giver.lock.acquire("kept")
+      yield* server.command("SAVE")
+      const adopted = yield* first.lock.adopt(ticket)
+      yield* server.kill
+      yield* server.restart
+      for (const { store } of [giver, second]) yield* until(Effect.isSuccess(store.inspect("k")), "connected again")
+
+      const refused = yield* Effect.flip(Effect.scoped(second.lock.adopt(ticket)))
+      assert.deepInclude(refused, { ...isWithheld, operation: "adopt" })
+      assert.isTrue(yield* adopted.isValid)
+      const later = yield* kept.handOff
+      assert.isAbove((yield* second.lock.adopt(later)).token, later.token)
+    }).pipe(Effect.scoped, quietly))
+
   it.live("take-over does not wait for it", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()

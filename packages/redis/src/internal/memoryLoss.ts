@@ -57,7 +57,7 @@ export interface Settings {
 /**
  * Comes before the body of a script, whose last arguments are its own: what a missing mark means, slack, the longest ttl to
  * expect, and the mark where it is not a key. `withheld` is for how long nothing is granted; a ttl greater than `recorded`
- * is passed to `record`.
+ * is passed to `record`; and `process` is who serves.
  *
  * @internal
  */
@@ -67,7 +67,8 @@ local expected = tonumber(table.remove(ARGV))
 local slack = tonumber(table.remove(ARGV))
 local unmarked = table.remove(ARGV)
 local info = redis.call('INFO', 'server')
-local process = string.match(info, '^(%w+)', select(2, string.find(info, 'run_id:', 1, true)) + 1)
+local runId = string.match(info, '^(%w+)', select(2, string.find(info, 'run_id:', 1, true)) + 1)
+local process = tonumber(string.sub(runId, 1, 12), 16)
 local mark = redis.pcall('GET', M)
 if type(mark) == 'table' then
   -- The client is mistaken about who serves that slot. Nothing has been written yet.
@@ -79,11 +80,11 @@ since, longest, before, turn = tonumber(since or 0), tonumber(longest or 0), ton
 
 -- Without it nothing is granted any earlier, so it must not make a renewal fail when memory is short.
 local function keepMark()
-  redis.pcall('SET', M, string.format('%s %d %d %d %d', process, since, longest, before, turn),
+  redis.pcall('SET', M, string.format('%s %d %d %d %d', runId, since, longest, before, turn),
     'PX', string.format('%d', 2592000000 + longest))
 end
 
-if marked ~= process then
+if marked ~= runId then
   since = now
   if not marked and unmarked == 'new' then since = 0
   elseif not marked and unmarked == 'started' then
@@ -279,10 +280,10 @@ export const warnWithheld = (millis: number): Effect.Effect<void> =>
   ).pipe(Effect.annotateLogs({ module: "effect-lock" }))
 
 /** @internal */
-export const withheld = (millis: number): LockError.LockStoreError =>
+export const withheld = (operation: string, millis: number): LockError.LockStoreError =>
   new LockError.LockStoreError({
     store: "redis",
-    operation: "attempt",
+    operation,
     reason: "Refused",
     limitName: "lockDelay",
     limit: millis,

@@ -37,12 +37,13 @@ const script = (name: string, body: string, shortcut = "", early = ""): Script =
   guarded: { ...compile(name, opening + early + guard + shortcut + machinery + body), isEarly: early !== "" }
 })
 
-// For how long nothing is granted, and up to which ttl nothing has to be recorded: what `guard` finds out.
-const unguarded = "local withheld, recorded = 0, math.huge\n"
+// For how long nothing is granted, up to which ttl nothing has to be recorded, and a number for the process that serves:
+// what `guard` finds out.
+const unguarded = "local withheld, recorded, process = 0, math.huge, 0\n"
 
 // A grant is one string: expiry, token, permits, since, state and offer, client, metadata. State `h` is held, `w` too, and its
 // client is told when somebody queues; `o` is an offer that nobody confirmed yet, `k` is kept for minHold, `t` is set aside
-// for a ticket. Expiry is rounded up, so that a lease never ends early.
+// for a ticket, and the number behind it is the process that did so. Expiry is rounded up, so that a lease never ends early.
 const opening = `
 local L, Q, W, C = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local RETENTION = 60000
@@ -457,7 +458,7 @@ dropExpired()
 local mine, aside = ownGrant(), find(ticketId)
 if mine and mine.token == token and isHeld(mine) then
   remove(id, mine.permits)
-  mine.mode, aside = 't', mine
+  mine.mode, mine.offer, aside = 't', process, mine
   put(ticketId, aside)
   used = used + aside.permits
 end
@@ -469,7 +470,7 @@ return { 0 }
 )
 
 /**
- * `{1, token}` adopted · `{0, reason}` refused
+ * `{1, token}` adopted · `{0, reason}` refused · `{5, withheld}` set aside by a server that may have let it be adopted since
  *
  * @internal
  */
@@ -484,6 +485,10 @@ if mine and isHeld(mine) then
   prolong(id, mine, ttl)
   token = mine.token
 elseif aside and aside.mode == 't' and aside.token == ticketToken then
+  if withheld > 0 and aside.offer ~= process then
+    save()
+    return { 5, int(withheld) }
+  end
   remove(ticketId, aside.permits)
   if mine then remove(id, mine.permits) end
   spend(ticketId, 'Adopted')
