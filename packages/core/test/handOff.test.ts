@@ -1,8 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Deferred, Effect, Exit, Fiber, Layer, Schema, type Scope } from "effect"
+import { Cause, Deferred, Effect, Exit, Fiber, Layer, Schema, type Scope } from "effect"
 import { TestClock } from "effect/testing"
-import { LeaseTicket, Lock, LockStore } from "../src/index.ts"
-import { setup, unavailable } from "./support/TestStore.ts"
+import { type Lease, LeaseTicket, Lock, LockStore } from "../src/index.ts"
+import { setup, type TestStore, unavailable } from "./support/TestStore.ts"
 import { until } from "./support/time.ts"
 
 // Two clients of one store: two processes, as far as the store can tell.
@@ -190,6 +190,64 @@ describe("a hand-off that goes wrong", () => {
         assert.strictEqual(store.count("release"), 0)
       }))
   }
+
+  const meanwhile: ReadonlyArray<
+    readonly [what: string, (lease: Lease.Lease, store: TestStore) => Effect.Effect<unknown, unknown>]
+  > = [
+    ["the store calls it into doubt", (_, store) => store.tell({ _tag: "InDoubt", key: undefined })],
+    ["somebody extends it", (lease) => lease.extend("1 minute")],
+    ["somebody asks who waits for it", (lease) => lease.revocation]
+  ]
+
+  for (const [what, ask] of meanwhile) {
+    it.effect(`is no loss, if ${what} while it is under way`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup({ ttl: "30 seconds" })
+        store.faults.transfer = (run) => Effect.tap(run, () => Effect.sleep(100))
+        const lease = yield* lock.acquire("k")
+        const work = yield* Effect.forkChild(lease.protect(Effect.tap(lease.handOff, () => Effect.sleep(1000))))
+        yield* until(() => store.count("transfer") === 1)
+        const asking = yield* Effect.forkChild(Effect.exit(ask(lease, store)))
+        yield* TestClock.adjust(1100)
+        assert.isTrue(Exit.isSuccess(yield* Fiber.await(work)))
+        const answer = yield* Fiber.join(asking)
+        if (Exit.isFailure(answer)) assert.deepInclude(Cause.squash(answer.cause), { reason: "HandedOff" })
+        assert.deepInclude(yield* Effect.flip(lease.check), { _tag: "LockLost", reason: "HandedOff" })
+        assert.deepStrictEqual(store.trace.filter((event) => event.endsWith("sent")), ["attempt sent", "transfer sent"])
+      }))
+
+    it.effect(`comes after what was under way before: ${what}`, () =>
+      Effect.gen(function*() {
+        const { lock, store } = yield* setup({ ttl: "30 seconds" })
+        store.faults.renew = (run) => Effect.delay(run, 100)
+        store.faults.watch = (run) => Effect.delay(run, 100)
+        const lease = yield* lock.acquire("k")
+        yield* Effect.forkChild(Effect.exit(ask(lease, store)))
+        yield* until(() => store.count("renew") + store.count("watch") === 1)
+        const handingOff = yield* Effect.forkChild(lease.handOff)
+        yield* TestClock.adjust(99)
+        assert.strictEqual(store.count("transfer"), 0)
+        yield* TestClock.adjust(1)
+        assert.isTrue(Exit.isSuccess(yield* Fiber.await(handingOff)))
+        yield* TestClock.adjust("1 minute")
+        assert.strictEqual(store.count("renew") + store.count("watch"), 1)
+      }))
+  }
+
+  it.effect("a lease in doubt that could not be given away is verified afterwards, once for all doubts", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl: "30 seconds" })
+      store.faults.transfer = () => Effect.delay(unavailable, 100)
+      const lease = yield* lock.acquire("k")
+      const handingOff = yield* Effect.forkChild(Effect.flip(lease.handOff))
+      yield* until(() => store.count("transfer") === 1)
+      for (let i = 0; i < 3; i++) yield* store.tell({ _tag: "InDoubt", key: "k" })
+      yield* store.evict("k", lease.holderId)
+      yield* TestClock.adjust(100)
+      assert.strictEqual((yield* Fiber.join(handingOff))._tag, "LockStoreError")
+      assert.deepInclude(yield* Effect.flip(lease.lost), { reason: "NotHeld" })
+      assert.strictEqual(store.count("renew"), 1)
+    }))
 })
 
 describe("takeover", () => {

@@ -19,6 +19,10 @@ import { monotonicUnsafe } from "./instant.ts"
  * @internal
  */
 export const handOff = (holding: Holding): Effect.Effect<LeaseTicket, LockLost | LockStoreError> =>
+  // No reply may be waited for beyond the deadline (G3).
+  Effect.raceFirst(Deferred.await(holding.over), holding.alone(give(holding)))
+
+const give = (holding: Holding): Effect.Effect<LeaseTicket, LockLost | LockStoreError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const { client, key, token } = holding
@@ -26,13 +30,11 @@ export const handOff = (holding: Holding): Effect.Effect<LeaseTicket, LockLost |
       client.nursery.remove(holding)
       if (holding.keeperFiber !== undefined) yield* Fiber.interrupt(holding.keeperFiber)
       yield* failIf(() => holding.check())
-      // Not renewed any more, but still watched: no reply may be waited for beyond the deadline (G3).
+      // Not renewed any more, but still watched.
       const { renewEvery } = holding
       holding.renewEvery = Infinity
       client.nursery.add(holding)
-      const transfer = yield* restore(
-        Effect.raceFirst(Deferred.await(holding.over), client.store.transfer(holding, ticketId))
-      ).pipe(
+      const transfer = yield* restore(client.store.transfer(holding, ticketId)).pipe(
         Effect.onError(() =>
           Effect.sync(() => {
             holding.renewEvery = renewEvery

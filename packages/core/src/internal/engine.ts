@@ -463,14 +463,14 @@ export const make = Effect.fnUntraced(function*(
       Effect.scopedWith((scope) => {
         const holding = client.holdings.get(lease.holderId)
         if (holding === undefined) return lease.check
-        const send = Effect.suspend(() => {
+        const command = Effect.suspend(() => {
           // Before it is known: who may have less must not believe to have more.
           holding.permits = Math.min(holding.permits, permits)
-          return Effect.flatMap(store.shrink(holding, permits), (answer) => {
+          return Effect.map(store.shrink(holding, permits), (answer) => {
             if (answer === "NotHeld") holding.lose("NotHeld")
-            return lease.check
           })
         })
+        const send = Effect.andThen(holding.alone(command), lease.check)
         const { region } = holding
         if (region === undefined) return lease.protect(send)
         // What is nested counts on all of them: it has to end first, and does not take them away from what is around it.
@@ -567,10 +567,11 @@ const makeLease = ({ holding, parent, turn }: Entered): Lease => {
       Effect.andThen(Deferred.await(turn!.done), Effect.suspend(() => Effect.fail(regions.ended(region))))
     ])
   const loss = () =>
-    holding.check() ??
-      (holding.phase === "handedOff" ? holdings.handedOff(holding) : undefined) ??
-      (region !== undefined && (turn!.isDone || !region.open) ? regions.ended(region) : undefined)
-  const check = holdings.failIf(loss)
+    holding.check() ?? (region !== undefined && (turn!.isDone || !region.open) ? regions.ended(region) : undefined)
+  const lossForUse = () => loss() ?? (holding.phase === "handedOff" ? holdings.handedOff(holding) : undefined)
+  const check = holdings.failIf(lossForUse)
+  const useOnce = <A, E>(command: Effect.Effect<A, E>) =>
+    holdings.protect(over, { before: check, after: check }, command)
   return {
     key: holding.key,
     holderId: holding.holderId,
@@ -578,16 +579,17 @@ const makeLease = ({ holding, parent, turn }: Entered): Lease => {
     deadline: Clock.clockWith((clock) =>
       Effect.sync(() => DateTime.makeUnsafe(clock.currentTimeMillisUnsafe() + holding.timeLeft()))
     ),
-    isValid: Effect.sync(() => loss() === undefined),
+    isValid: Effect.sync(() => lossForUse() === undefined),
     lost: over,
-    protect: (effect) => holdings.protect(over, check, effect),
+    // Work that gives the lease away goes on.
+    protect: (effect) => holdings.protect(over, { before: check, after: holdings.failIf(loss) }, effect),
     check,
     extend: (ttl) =>
       Effect.flatMap(
         LockOptions.resolveTtl(ttl),
-        (millis) => holdings.protect(over, check, renewal.extend(holding, millis))
+        (millis) => useOnce(renewal.extend(holding, millis))
       ),
-    revocation: holdings.protect(over, check, renewal.revocation(holding)),
+    revocation: useOnce(renewal.revocation(holding)),
     heartbeat: Effect.suspend(() => {
       holding.progressAt = nowUnsafe(holding.clock)
       return check

@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Metric from "effect/Metric"
 import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import { LockLost, type LossReason } from "../LockError.ts"
 import * as LockMetrics from "../LockMetrics.ts"
 import type { Resolved } from "../LockOptions.ts"
@@ -81,6 +82,9 @@ export class Holding implements Held {
   wanted: Deferred.Deferred<void> | undefined = undefined
   /** The last answer that left the outcome of a renewal unknown. */
   unconfirmed: unknown = undefined
+  /** Whether a renewal out of turn is to come that will answer every doubt. */
+  isDoubted = false
+  #alone: Semaphore.Semaphore | undefined = undefined
   ended: Deferred.Deferred<void> | undefined = undefined
   /** What renews the lease, in which scope, and its fiber once it had something to do. */
   keeper: { readonly effect: Effect.Effect<void>; readonly scope: Scope.Scope } | undefined = undefined
@@ -112,6 +116,19 @@ export class Holding implements Held {
 
   get metadata(): Readonly<Record<string, string>> {
     return { ...this.client.store.identity, ...this.options.holder }
+  }
+
+  /**
+   * Runs a command about the lease when no other one is under way that came through here. Once the lease has been given away
+   * it fails: the store's answer would be taken for a loss. Regular renewals are stopped before that.
+   */
+  alone<A, E>(command: Effect.Effect<A, E>): Effect.Effect<A, E | LockLost> {
+    this.#alone ??= Semaphore.makeUnsafe(1)
+    return this.#alone.withPermit(
+      Effect.suspend((): Effect.Effect<A, E | LockLost> =>
+        this.phase === "held" ? command : Effect.fail(this.loss ?? handedOff(this))
+      )
+    )
   }
 
   timeLeft(): number {
@@ -204,9 +221,10 @@ export class Holding implements Held {
  */
 export const protect = <A, E, R>(
   over: Effect.Effect<never, LockLost>,
-  check: Effect.Effect<void, LockLost>,
+  checks: { readonly before: Effect.Effect<void, LockLost>; readonly after: Effect.Effect<void, LockLost> },
   effect: Effect.Effect<A, E, R>
-): Effect.Effect<A, E | LockLost, R> => Effect.andThen(check, Effect.raceFirst(over, Effect.tap(effect, () => check)))
+): Effect.Effect<A, E | LockLost, R> =>
+  Effect.andThen(checks.before, Effect.raceFirst(over, Effect.tap(effect, () => checks.after)))
 
 /** @internal */
 export const failIf = (loss: () => LockLost | undefined): Effect.Effect<void, LockLost> =>

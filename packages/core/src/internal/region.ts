@@ -132,10 +132,11 @@ export const run = <A, E, R>(
   const { holding } = region
   const parent = region.isTurn ? region.parent : undefined
   const over = Deferred.await(holding.over)
+  const check = failIf(() => holding.check() ?? (parent?.open === false ? ended(parent) : undefined))
   return Effect.onExit(
     protect(
       parent === undefined ? over : Effect.raceFirst(over, Deferred.await(parent.over)),
-      failIf(() => holding.check() ?? (parent?.open === false ? ended(parent) : undefined)),
+      { before: check, after: check },
       inside
     ),
     () => close(region)

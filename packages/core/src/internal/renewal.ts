@@ -5,18 +5,18 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Metric from "effect/Metric"
-import { LockStoreError } from "../LockError.ts"
+import { type LockLost, LockStoreError } from "../LockError.ts"
 import * as LockMetrics from "../LockMetrics.ts"
 import * as events from "./events.ts"
 import { annotate, type Holding, reportLoss } from "./holding.ts"
 import { elapsedUnsafe, monotonicUnsafe, nowUnsafe } from "./instant.ts"
 
 /** @internal */
-export const extend = (holding: Holding, ttl: number): Effect.Effect<void, LockStoreError> =>
-  Effect.suspend(() => {
+export const extend = (holding: Holding, ttl: number): Effect.Effect<void, LockStoreError | LockLost> =>
+  holding.alone(Effect.suspend(() => {
     holding.ttl = ttl
     return renewOnce(holding)
-  })
+  }))
 
 /**
  * Renews at once a lease that the store has called into doubt.
@@ -24,30 +24,35 @@ export const extend = (holding: Holding, ttl: number): Effect.Effect<void, LockS
  * @internal
  */
 export const verify = (holding: Holding): Effect.Effect<void> =>
-  Effect.suspend(() =>
-    holding.phase === "held" && holding.lostFor === undefined && holding.keeper !== undefined
-      ? Effect.asVoid(Effect.forkIn(Effect.ignore(renewOnce(holding)), holding.keeper.scope))
-      : Effect.void
-  )
+  Effect.suspend(() => {
+    const { isDoubted, keeper, lostFor, phase } = holding
+    if (phase !== "held" || lostFor !== undefined || keeper === undefined || isDoubted) return Effect.void
+    holding.isDoubted = true
+    const renewal = Effect.suspend(() => {
+      // A doubt that arises from now on may be about what this renewal does not see any more.
+      holding.isDoubted = false
+      return renewOnce(holding)
+    })
+    return Effect.asVoid(Effect.forkIn(Effect.ignore(holding.alone(renewal)), keeper.scope))
+  })
 
 /**
  * Succeeds when somebody queues behind the lease. Where news get lost, the question is asked again as often as renewals.
  *
  * @internal
  */
-export const revocation = (holding: Holding): Effect.Effect<void> =>
+export const revocation = (holding: Holding): Effect.Effect<void, LockLost> =>
   Effect.suspend(() => {
     // Before the question is sent: the news may overtake the answer. Who was waiting may have gone since the last time.
     if (holding.wanted === undefined || Deferred.isDoneUnsafe(holding.wanted)) holding.wanted = Deferred.makeUnsafe()
     const { wanted } = holding
     const ask = Effect.suspend(() => holding.client.store.watch(holding)).pipe(
-      Effect.tap((watch) =>
-        Effect.sync(() => {
-          if (watch._tag === "NotHeld") holding.lose("NotHeld")
-          else if (watch.isWanted) Deferred.doneUnsafe(wanted, Effect.void)
-        })
-      ),
-      Effect.ignore
+      Effect.map((watch) => {
+        if (watch._tag === "NotHeld") holding.lose("NotHeld")
+        else if (watch.isWanted) Deferred.doneUnsafe(wanted, Effect.void)
+      }),
+      Effect.ignore,
+      (command) => holding.alone(command)
     )
     return Effect.raceFirst(
       Deferred.await(wanted),
