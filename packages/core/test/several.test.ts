@@ -312,6 +312,28 @@ describe("several keys inside withLock of one of them", () => {
       yield* isFree(store, ["a", "b", "c"])
     }))
 
+  it.effect("G6: are sent off when the region whose turn they have ends, which does not wait for the other key", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const other = yield* makeLock(store)
+      yield* Effect.forkChild(other.withLock(Effect.never, "b"))
+      yield* settle
+      const outer = yield* Effect.forkChild(lock.withLock(
+        Effect.gen(function*() {
+          const nested = yield* Effect.forkDetach(Effect.flip(lock.withLocks(Effect.void, ["a", "b"])))
+          yield* settle
+          assert.strictEqual((yield* store.inspect("b")).waiters.length, 1)
+          return nested
+        }),
+        "a"
+      ))
+      // Not for the other key.
+      yield* until(() => outer.pollUnsafe() !== undefined)
+      const error = yield* Fiber.join(yield* Fiber.join(outer))
+      assert.deepInclude(error, { _tag: "LockLost", key: "a", reason: "Released" })
+      assert.deepStrictEqual((yield* store.inspect("b")).waiters, [])
+    }))
+
   it.effect("G1: siblings take turns, and what comes behind a turn that is taken is given back", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup()
