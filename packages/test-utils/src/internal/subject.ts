@@ -29,7 +29,7 @@ export interface Options<E = never, Stores = LockStore | PermitStore> {
    * Default true.
    */
   readonly permits?: boolean | undefined
-  /** What the durations of the checks (a ttl that runs out: about a second) are multiplied with. Default 1. */
+  /** What the durations of the checks (a ttl that runs out: up to six seconds) are multiplied with. Default 1. */
   readonly timeScale?: number | undefined
   /** How long anything that has to happen may take at most. Default 20 seconds. */
   readonly patience?: Duration.Input | undefined
