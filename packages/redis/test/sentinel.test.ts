@@ -2,15 +2,16 @@ import { RedisLockStore } from "@effect-lock/redis"
 import { LockStoreSuite, RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it, layer } from "@effect/vitest"
 import { Effect, Exit, Layer } from "effect"
-import { build, queued, until, untilSync } from "./support/client.ts"
+import { build, patience, queued, until, untilSync } from "./support/client.ts"
 import { quietly, sent } from "./support/observe.ts"
 import { connectionsTo, connectSentinel, lineUp, occupy, refusal, replicated } from "./support/topology.ts"
 
-const Servers = RedisServer.sentinel()
+// No failover is part of this.
+const Servers = RedisServer.sentinel({ downAfter: "20 seconds" })
 
 const onSentinel = () =>
   RedisServer.RedisSentinel.useSync(({ addresses, name }) =>
-    RedisLockStore.layer({ options: { sentinels: [...addresses], name } })
+    RedisLockStore.layer({ ...patience, options: { sentinels: [...addresses], name } })
   ).pipe(
     Layer.unwrap,
     Layer.provide(Servers)
@@ -38,7 +39,8 @@ const successorOf = Effect.fnUntraced(function*(sentinel: RedisServer.Sentinel, 
   return yield* sentinel.master
 })
 
-layer(RedisServer.sentinel(), { excludeTestServices: true })("a master", (it) => {
+// A busy machine must not replace a master before the test does.
+layer(RedisServer.sentinel({ downAfter: "4 seconds" }), { excludeTestServices: true })("a master", (it) => {
   const ways = [
     ["that is killed", (_: RedisServer.Sentinel, master: RedisServer.Server) => master.kill],
     // Not one that is replaced by command: it goes on taking writes for a moment, and they are lost.
@@ -51,7 +53,7 @@ layer(RedisServer.sentinel(), { excludeTestServices: true })("a master", (it) =>
       Effect.gen(function*() {
         const sentinel = yield* RedisServer.RedisSentinel
         // No heartbeat comes to help: grants are pushed, by the new master.
-        const store = { heartbeat: "20 seconds", commandTimeout: "1 second" } as const
+        const store = { heartbeat: "20 seconds", commandTimeout: "5 seconds" } as const
         const [one, other] = yield* Effect.all([
           connectSentinel(sentinel, { store }),
           connectSentinel(sentinel, { store })
@@ -168,7 +170,7 @@ describe("a client of Sentinels", () => {
         process.getActiveResourcesInfo().filter((name) => name !== "Timeout" && name !== "Immediate").length
       const before = resources()
       for (let i = 0; i < 3; i++) {
-        const client = yield* connectSentinel(sentinel)
+        const client = yield* connectSentinel(sentinel, { store: { commandTimeout: "16 seconds" } })
         yield* client.lock.withLock(Effect.void, "k")
         yield* client.close
       }
@@ -182,10 +184,9 @@ describe("a client of Sentinels", () => {
 
   it.live("fails to build with Unavailable when no Sentinel can be reached", () =>
     Effect.gen(function*() {
-      const port = yield* RedisServer.freePort
       const error = yield* Effect.flip(
         Effect.scoped(
-          build(RedisLockStore.layer({ options: { sentinels: [{ host: "127.0.0.1", port }], name: "none" } }))
+          build(RedisLockStore.layer({ options: { sentinels: [{ host: "127.0.0.1", port: 1 }], name: "none" } }))
         )
       )
       assert.deepInclude(error, { _tag: "LockStoreError", reason: "Unavailable", operation: "connect" })
