@@ -209,7 +209,7 @@ describe("replicas", () => {
       )
       assert.isTrue(holder.isInside())
       assert.deepStrictEqual(yield* holder.leave, Exit.void)
-    }).pipe(quietly))
+    }).pipe(quietly), 120_000)
 
   it.live("are refused on a Cluster, and have to be at least one", () =>
     Effect.gen(function*() {

@@ -19,6 +19,9 @@ const onSentinel = () =>
 
 LockStoreSuite.suite("Redis under Sentinels", onSentinel(), { otherClient: onSentinel })
 
+/** Sentinels that are held up in the middle of a failover begin anew ten seconds later. */
+const timeout = 120_000
+
 const allOf = ({ sentinels, servers }: RedisServer.Sentinel) => [...servers, ...sentinels]
 
 /** Brings everybody back to life, for the next test. */
@@ -92,33 +95,38 @@ layer(RedisServer.sentinel({ downAfter: "4 seconds" }), { excludeTestServices: t
         const tokens = [holder, ...waiters].map(({ token }) => token())
         assert.isTrue(grows(tokens), tokens.join())
         yield* restored(sentinel)
-      }).pipe(quietly)
+      }).pipe(quietly),
+    timeout
   )
 
-  it.effect("whose replicas know of nothing: the holder gets LockLost, and every waiter enters", () =>
-    Effect.gen(function*() {
-      const sentinel = yield* RedisServer.RedisSentinel
-      const [one, other] = yield* Effect.all([connectSentinel(sentinel), connectSentinel(sentinel)])
-      const master = yield* sentinel.master
-      const replicas = sentinel.servers.filter((server) => server !== master)
-      yield* Effect.forEach(replicas, (replica) => replica.pause)
-      yield* master.command("CLIENT", "KILL", "TYPE", "replica")
-      const holder = yield* occupy(one, "forgotten", { ttl: "1 minute", renewEvery: "100 millis" })
-      yield* holder.entered
-      const waiters = yield* lineUp([one, other, one], "forgotten", { ttl: "1 minute" })
-      yield* master.kill
-      yield* Effect.forEach(replicas, (replica) => replica.resume)
+  it.effect(
+    "whose replicas know of nothing: the holder gets LockLost, and every waiter enters",
+    () =>
+      Effect.gen(function*() {
+        const sentinel = yield* RedisServer.RedisSentinel
+        const [one, other] = yield* Effect.all([connectSentinel(sentinel), connectSentinel(sentinel)])
+        const master = yield* sentinel.master
+        const replicas = sentinel.servers.filter((server) => server !== master)
+        yield* Effect.forEach(replicas, (replica) => replica.pause)
+        yield* master.command("CLIENT", "KILL", "TYPE", "replica")
+        const holder = yield* occupy(one, "forgotten", { ttl: "1 minute", renewEvery: "100 millis" })
+        yield* holder.entered
+        const waiters = yield* lineUp([one, other, one], "forgotten", { ttl: "1 minute" })
+        yield* master.kill
+        yield* Effect.forEach(replicas, (replica) => replica.resume)
 
-      const exit = yield* holder.exit
-      assert.isTrue(Exit.isFailure(exit))
-      assert.deepInclude(yield* Effect.flip(exit), { _tag: "LockLost", reason: "NotHeld", token: holder.token() })
-      yield* Effect.forEach(waiters, (waiter) => Effect.andThen(waiter.entered, waiter.leave), {
-        concurrency: "unbounded"
-      })
-      const tokens = waiters.map(({ token }) => token()).toSorted((a, b) => a - b)
-      assert.isTrue(grows([holder.token(), ...tokens]), tokens.join())
-      yield* restored(sentinel)
-    }).pipe(quietly))
+        const exit = yield* holder.exit
+        assert.isTrue(Exit.isFailure(exit))
+        assert.deepInclude(yield* Effect.flip(exit), { _tag: "LockLost", reason: "NotHeld", token: holder.token() })
+        yield* Effect.forEach(waiters, (waiter) => Effect.andThen(waiter.entered, waiter.leave), {
+          concurrency: "unbounded"
+        })
+        const tokens = waiters.map(({ token }) => token()).toSorted((a, b) => a - b)
+        assert.isTrue(grows([holder.token(), ...tokens]), tokens.join())
+        yield* restored(sentinel)
+      }).pipe(quietly),
+    timeout
+  )
 
   it.effect("that is not one any more: READONLY is waited out, over a new connection", () =>
     Effect.gen(function*() {
@@ -136,26 +144,30 @@ layer(RedisServer.sentinel({ downAfter: "4 seconds" }), { excludeTestServices: t
       yield* holder.leave
       if ((yield* sentinel.master) === master) assert.notStrictEqual(yield* connectionId(master), connection)
       yield* restored(sentinel)
-    }).pipe(quietly))
+    }).pipe(quietly), timeout)
 
-  it.effect("that hangs while a client closes: no connection is left, to Sentinels neither", () =>
-    Effect.gen(function*() {
-      const sentinel = yield* RedisServer.RedisSentinel
-      const client = yield* connectSentinel(sentinel)
-      const holder = yield* occupy(client, "closing")
-      yield* holder.entered
-      yield* occupy(client, "closing")
-      yield* queued(client, "closing", 1)
-      const master = yield* sentinel.master
-      yield* master.pause
-      yield* client.close
-      yield* master.resume
-      yield* restored(sentinel)
-      yield* until(
-        Effect.map(connectionsTo(allOf(sentinel)), (names) => names.length === 0),
-        "all connections are closed"
-      )
-    }).pipe(quietly))
+  it.effect(
+    "that hangs while a client closes: no connection is left, to Sentinels neither",
+    () =>
+      Effect.gen(function*() {
+        const sentinel = yield* RedisServer.RedisSentinel
+        const client = yield* connectSentinel(sentinel)
+        const holder = yield* occupy(client, "closing")
+        yield* holder.entered
+        yield* occupy(client, "closing")
+        yield* queued(client, "closing", 1)
+        const master = yield* sentinel.master
+        yield* master.pause
+        yield* client.close
+        yield* master.resume
+        yield* restored(sentinel)
+        yield* until(
+          Effect.map(connectionsTo(allOf(sentinel)), (names) => names.length === 0),
+          "all connections are closed"
+        )
+      }).pipe(quietly),
+    timeout
+  )
 })
 
 const connectionId = (server: RedisServer.Server) =>
