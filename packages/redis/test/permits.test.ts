@@ -5,14 +5,16 @@ import { assert, describe, it } from "@effect/vitest"
 import { Context, Effect, FileSystem, Layer } from "effect"
 import { takeSteps } from "../../core/test/support/permitSteps.ts"
 import { RedisLockStore } from "../src/index.ts"
-import { leftovers, until } from "./support/client.ts"
+import { leftovers, patience, until } from "./support/client.ts"
 import { kill, startFile } from "./support/workers.ts"
 import type { Task } from "./workers/permits.ts"
 
 const start = (task: Task) => startFile("permits.ts", task)
 
 const client = Effect.fnUntraced(function*(url: string) {
-  const context = yield* Layer.build(Permits.layer().pipe(Layer.provideMerge(RedisLockStore.layer({ url }))))
+  const context = yield* Layer.build(
+    Permits.layer().pipe(Layer.provideMerge(RedisLockStore.layer({ url, ...patience })))
+  )
   return { permits: Context.get(context, Permits.Permits), store: Context.get(context, LockStore.PermitStore) }
 })
 
@@ -70,7 +72,7 @@ describe("permits", () => {
         yield* until(
           Effect.map(
             Effect.forEach(running, ({ history }) => eventsOf(history)),
-            (all) => all.every(({ length }) => length >= 20)
+            (all) => all.every(({ length }) => length >= 80)
           ),
           "everybody has had permits"
         )

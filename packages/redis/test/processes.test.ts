@@ -2,7 +2,7 @@ import { LockHistory, RedisServer } from "@effect-lock/test-utils"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { assert, describe, it } from "@effect/vitest"
 import { Duration, Effect, FileSystem, Stream } from "effect"
-import { type Client, connect, hold, leftovers, queued, until } from "./support/client.ts"
+import { type Client, connect, hold, keysOf, leftovers, queued, until } from "./support/client.ts"
 import { type Handle, kill, start } from "./support/workers.ts"
 import type { Report } from "./workers/worker.ts"
 
@@ -41,6 +41,8 @@ describe("processes", () => {
               url: server.url,
               key: "the key",
               fibers,
+              // A grant lives for three of these until it is confirmed.
+              heartbeat: 5000,
               millis: soakMillis,
               history: `${dir}/${name}`
             }),
@@ -88,8 +90,17 @@ describe("processes", () => {
       const waiter = yield* hold(client, "k")
       yield* queued(client, "k", 2)
       yield* kill(doomed)
-      // Alive for at most three heartbeats of its own; an offer to it would last as long again.
-      yield* Effect.sleep(400)
+      // Three heartbeats of its own after the last one that the server has seen.
+      const alive = Effect.gen(function*() {
+        const [seconds, micros] = (yield* server.command("TIME")) as [string, string]
+        return yield* server.command(
+          "ZCOUNT",
+          keysOf("k")[3]!,
+          `${seconds}${micros.padStart(6, "0").slice(0, 3)}`,
+          "+inf"
+        )
+      })
+      yield* until(Effect.map(alive, (count) => count === 1), "only one client counts as alive")
       const monitor = yield* server.monitor
       yield* holder.leave
       yield* waiter.entered
@@ -102,7 +113,7 @@ describe("processes", () => {
   it.live("G9: an offer to a process that was killed just before it is passed on when it runs out", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
-      const client = yield* connect(server, { store: { heartbeat: 100 } })
+      const client = yield* connect(server)
       const holder = yield* hold(client, "k")
       yield* holder.entered
       const doomed = yield* start({ kind: "hold", name: "doomed", url: server.url, key: "k", heartbeat: 500 })
@@ -120,7 +131,8 @@ describe("processes", () => {
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
       const client = yield* connect(server)
-      const ttl = 1500
+      // Longer than a machine that is shared stands still between two renewals.
+      const ttl = 6000
       const doomed = yield* start({ kind: "hold", name: "doomed", url: server.url, key: "k", ttl })
       yield* until(isHeldBy(client, "k", doomed.pid, ttl), "the process holds the key")
       const [before] = (yield* client.store.inspect("k")).holders
@@ -144,7 +156,7 @@ describe("processes", () => {
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
       const client = yield* connect(server)
-      const ttl = 1000
+      const ttl = 6000
       const stopped = yield* start({ kind: "hold", name: "stopped", url: server.url, key: "k", ttl })
       yield* until(isHeldBy(client, "k", stopped.pid, ttl), "the process holds the key")
       process.kill(stopped.pid, "SIGSTOP")

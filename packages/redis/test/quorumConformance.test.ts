@@ -1,6 +1,7 @@
 import { QuorumLockStore } from "@effect-lock/redis"
 import { LockStoreSuite, PrimitiveSuite, RedisServer } from "@effect-lock/test-utils"
 import { Layer } from "effect"
+import { voterTimeout } from "./support/quorum.ts"
 
 const onQuorum = (n: number, options?: Partial<QuorumLockStore.Options>) => {
   const Servers = RedisServer.quorum(n)
@@ -9,6 +10,7 @@ const onQuorum = (n: number, options?: Partial<QuorumLockStore.Options>) => {
       QuorumLockStore.layer({
         // The suite asks for leases of ten minutes.
         maxTtl: "20 minutes",
+        voterTimeout,
         ...options,
         voters: voters.map(({ server }) => ({ url: server.url }))
       })
@@ -19,7 +21,7 @@ const Server = RedisServer.RedisServer.layer()
 
 const onKeys = () =>
   RedisServer.RedisServer.useSync(({ url }) =>
-    QuorumLockStore.layerKeyMajority({ url, majority: 2, maxTtl: "20 minutes" })
+    QuorumLockStore.layerKeyMajority({ url, majority: 2, maxTtl: "20 minutes", voterTimeout })
   ).pipe(Layer.unwrap, Layer.provide(Server))
 
 for (

@@ -5,9 +5,10 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect, Exit, Fiber, Layer } from "effect"
 import { connect, leftovers, queued, until } from "./support/client.ts"
 import { nameOf, quietly } from "./support/observe.ts"
-import { connectionsTo, connectSentinel, occupy, replicated, serversOf } from "./support/topology.ts"
+import { connectionsTo, connectSentinel, occupy, replicated } from "./support/topology.ts"
 
-const replicas = { acks: 1, timeout: "1 second" } as const
+// Replicas that do confirm are given the time that a busy machine may take.
+const replicas = { acks: 1, timeout: "4 seconds" } as const
 
 // When a replica attaches, others are not waited for.
 const atOnce = ["repl-diskless-sync yes", "repl-diskless-sync-delay 0"]
@@ -29,7 +30,7 @@ const start = Effect.fnUntraced(function*(count = 1) {
 })
 
 const tooFew = (operation: string) =>
-  ({ _tag: "LockStoreError", operation, reason: "Timeout", limitName: "replicas.timeout", limit: 1000 }) as const
+  ({ _tag: "LockStoreError", operation, reason: "Timeout", limitName: "replicas.timeout", limit: 4000 }) as const
 
 describe("replicas", () => {
   it.live("that are there confirm grants and renewals before they count, over a connection of its own", () =>
@@ -48,9 +49,11 @@ describe("replicas", () => {
         yield* lease.extend("2 minutes")
         assert.strictEqual(yield* waits, 2)
       }).pipe(Effect.scoped)
-      const third = yield* serversOf([master], "effect-lock-replicas")
-      assert.deepStrictEqual(third, [master])
-      assert.strictEqual((yield* connectionsTo([master])).length, 3)
+      assert.sameMembers(yield* connectionsTo([master]), [
+        "effect-lock",
+        "effect-lock-subscriber",
+        "effect-lock-replicas"
+      ])
       yield* close
       yield* until(
         Effect.map(connectionsTo([master]), (names) => names.length === 0),
@@ -65,7 +68,7 @@ describe("replicas", () => {
       yield* replica.pause
       const error = yield* Effect.flip(client.lock.withLock(Effect.die("no lock"), "k"))
       assert.deepInclude(error, { ...tooFew("attempt"), detail: "0 of 1 replicas confirmed it" })
-      assert.include(error.message, "within replicas.timeout of 1000 ms: 0 of 1 replicas confirmed it")
+      assert.include(error.message, "within replicas.timeout of 4000 ms: 0 of 1 replicas confirmed it")
       assert.deepStrictEqual(yield* leftovers(master, "k"), [])
       yield* replica.resume
       yield* replicated(master)
@@ -117,7 +120,7 @@ describe("replicas", () => {
     Effect.gen(function*() {
       const { master, replica } = yield* start()
       const client = yield* connect(master, { store: { replicas } })
-      const holder = yield* occupy(client, "k", { ttl: "5 seconds" })
+      const holder = yield* occupy(client, "k", { ttl: "15 seconds" })
       yield* holder.entered
       yield* replica.pause
       const exit = yield* holder.exit
@@ -131,7 +134,7 @@ describe("replicas", () => {
   it.live("one WAIT speaks for all who ask meanwhile, and an interrupted one leaves nothing behind", () =>
     Effect.gen(function*() {
       const { master, replica } = yield* start()
-      const client = yield* connect(master, { store: { replicas: { acks: 1, timeout: "10 seconds" } } })
+      const client = yield* connect(master, { store: { replicas: { acks: 1, timeout: "20 seconds" } } })
       const monitor = yield* master.monitor
       yield* replica.pause
       const keys = Array.from({ length: 20 }, (_, i) => `k${i}`)
@@ -164,10 +167,12 @@ describe("replicas", () => {
         Effect.map(client.store.inspect("k"), ({ holders }) => holders.length === 1),
         "granted, but not confirmed"
       )
+      const started = performance.now()
       yield* client.close
+      assert.isBelow(performance.now() - started, 10_000)
       assert.isTrue(Exit.isFailure(yield* Fiber.join(fiber)))
       yield* replica.resume
-    }).pipe(quietly), 15_000)
+    }).pipe(quietly))
 
   it.live("take-over and adoption are confirmed, too", () =>
     Effect.gen(function*() {
@@ -186,9 +191,9 @@ describe("replicas", () => {
 
   it.live("a confirmed lease outlives the failover that comes right after it", () =>
     Effect.gen(function*() {
-      const sentinel = yield* RedisServer.makeSentinel({ replicas: 1 })
+      const sentinel = yield* RedisServer.makeSentinel({ replicas: 1, downAfter: "4 seconds" })
       const client = yield* connectSentinel(sentinel, {
-        store: { replicas: { acks: 1, timeout: "2 seconds" }, lockDelay: true, slack: "1 second" }
+        store: { replicas: { acks: 1, timeout: "20 seconds" }, lockDelay: true, slack: "1 second" }
       })
       const master = yield* sentinel.master
       const holder = yield* occupy(client, "k", { ttl: "1 minute", renewEvery: "59 seconds" })
@@ -204,7 +209,7 @@ describe("replicas", () => {
       )
       assert.isTrue(holder.isInside())
       assert.deepStrictEqual(yield* holder.leave, Exit.void)
-    }).pipe(quietly))
+    }).pipe(quietly), 120_000)
 
   it.live("are refused on a Cluster, and have to be at least one", () =>
     Effect.gen(function*() {

@@ -2,21 +2,25 @@ import { RedisLockStore } from "@effect-lock/redis"
 import { LockStoreSuite, RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it, layer } from "@effect/vitest"
 import { Effect, Exit, Layer } from "effect"
-import { build, queued, until, untilSync } from "./support/client.ts"
+import { build, patience, queued, until, untilSync } from "./support/client.ts"
 import { quietly, sent } from "./support/observe.ts"
 import { connectionsTo, connectSentinel, lineUp, occupy, refusal, replicated } from "./support/topology.ts"
 
-const Servers = RedisServer.sentinel()
+// No failover is part of this.
+const Servers = RedisServer.sentinel({ downAfter: "20 seconds" })
 
 const onSentinel = () =>
   RedisServer.RedisSentinel.useSync(({ addresses, name }) =>
-    RedisLockStore.layer({ options: { sentinels: [...addresses], name } })
+    RedisLockStore.layer({ ...patience, options: { sentinels: [...addresses], name } })
   ).pipe(
     Layer.unwrap,
     Layer.provide(Servers)
   )
 
 LockStoreSuite.suite("Redis under Sentinels", onSentinel(), { otherClient: onSentinel })
+
+/** Sentinels that are held up in the middle of a failover begin anew ten seconds later. */
+const timeout = 120_000
 
 const allOf = ({ sentinels, servers }: RedisServer.Sentinel) => [...servers, ...sentinels]
 
@@ -38,7 +42,8 @@ const successorOf = Effect.fnUntraced(function*(sentinel: RedisServer.Sentinel, 
   return yield* sentinel.master
 })
 
-layer(RedisServer.sentinel(), { excludeTestServices: true })("a master", (it) => {
+// A busy machine must not replace a master before the test does.
+layer(RedisServer.sentinel({ downAfter: "4 seconds" }), { excludeTestServices: true })("a master", (it) => {
   const ways = [
     ["that is killed", (_: RedisServer.Sentinel, master: RedisServer.Server) => master.kill],
     // Not one that is replaced by command: it goes on taking writes for a moment, and they are lost.
@@ -51,7 +56,7 @@ layer(RedisServer.sentinel(), { excludeTestServices: true })("a master", (it) =>
       Effect.gen(function*() {
         const sentinel = yield* RedisServer.RedisSentinel
         // No heartbeat comes to help: grants are pushed, by the new master.
-        const store = { heartbeat: "20 seconds", commandTimeout: "1 second" } as const
+        const store = { heartbeat: "20 seconds", commandTimeout: "5 seconds" } as const
         const [one, other] = yield* Effect.all([
           connectSentinel(sentinel, { store }),
           connectSentinel(sentinel, { store })
@@ -90,33 +95,38 @@ layer(RedisServer.sentinel(), { excludeTestServices: true })("a master", (it) =>
         const tokens = [holder, ...waiters].map(({ token }) => token())
         assert.isTrue(grows(tokens), tokens.join())
         yield* restored(sentinel)
-      }).pipe(quietly)
+      }).pipe(quietly),
+    timeout
   )
 
-  it.effect("whose replicas know of nothing: the holder gets LockLost, and every waiter enters", () =>
-    Effect.gen(function*() {
-      const sentinel = yield* RedisServer.RedisSentinel
-      const [one, other] = yield* Effect.all([connectSentinel(sentinel), connectSentinel(sentinel)])
-      const master = yield* sentinel.master
-      const replicas = sentinel.servers.filter((server) => server !== master)
-      yield* Effect.forEach(replicas, (replica) => replica.pause)
-      yield* master.command("CLIENT", "KILL", "TYPE", "replica")
-      const holder = yield* occupy(one, "forgotten", { ttl: "1 minute", renewEvery: "100 millis" })
-      yield* holder.entered
-      const waiters = yield* lineUp([one, other, one], "forgotten", { ttl: "1 minute" })
-      yield* master.kill
-      yield* Effect.forEach(replicas, (replica) => replica.resume)
+  it.effect(
+    "whose replicas know of nothing: the holder gets LockLost, and every waiter enters",
+    () =>
+      Effect.gen(function*() {
+        const sentinel = yield* RedisServer.RedisSentinel
+        const [one, other] = yield* Effect.all([connectSentinel(sentinel), connectSentinel(sentinel)])
+        const master = yield* sentinel.master
+        const replicas = sentinel.servers.filter((server) => server !== master)
+        yield* Effect.forEach(replicas, (replica) => replica.pause)
+        yield* master.command("CLIENT", "KILL", "TYPE", "replica")
+        const holder = yield* occupy(one, "forgotten", { ttl: "1 minute", renewEvery: "100 millis" })
+        yield* holder.entered
+        const waiters = yield* lineUp([one, other, one], "forgotten", { ttl: "1 minute" })
+        yield* master.kill
+        yield* Effect.forEach(replicas, (replica) => replica.resume)
 
-      const exit = yield* holder.exit
-      assert.isTrue(Exit.isFailure(exit))
-      assert.deepInclude(yield* Effect.flip(exit), { _tag: "LockLost", reason: "NotHeld", token: holder.token() })
-      yield* Effect.forEach(waiters, (waiter) => Effect.andThen(waiter.entered, waiter.leave), {
-        concurrency: "unbounded"
-      })
-      const tokens = waiters.map(({ token }) => token()).toSorted((a, b) => a - b)
-      assert.isTrue(grows([holder.token(), ...tokens]), tokens.join())
-      yield* restored(sentinel)
-    }).pipe(quietly))
+        const exit = yield* holder.exit
+        assert.isTrue(Exit.isFailure(exit))
+        assert.deepInclude(yield* Effect.flip(exit), { _tag: "LockLost", reason: "NotHeld", token: holder.token() })
+        yield* Effect.forEach(waiters, (waiter) => Effect.andThen(waiter.entered, waiter.leave), {
+          concurrency: "unbounded"
+        })
+        const tokens = waiters.map(({ token }) => token()).toSorted((a, b) => a - b)
+        assert.isTrue(grows([holder.token(), ...tokens]), tokens.join())
+        yield* restored(sentinel)
+      }).pipe(quietly),
+    timeout
+  )
 
   it.effect("that is not one any more: READONLY is waited out, over a new connection", () =>
     Effect.gen(function*() {
@@ -134,26 +144,30 @@ layer(RedisServer.sentinel(), { excludeTestServices: true })("a master", (it) =>
       yield* holder.leave
       if ((yield* sentinel.master) === master) assert.notStrictEqual(yield* connectionId(master), connection)
       yield* restored(sentinel)
-    }).pipe(quietly))
+    }).pipe(quietly), timeout)
 
-  it.effect("that hangs while a client closes: no connection is left, to Sentinels neither", () =>
-    Effect.gen(function*() {
-      const sentinel = yield* RedisServer.RedisSentinel
-      const client = yield* connectSentinel(sentinel)
-      const holder = yield* occupy(client, "closing")
-      yield* holder.entered
-      yield* occupy(client, "closing")
-      yield* queued(client, "closing", 1)
-      const master = yield* sentinel.master
-      yield* master.pause
-      yield* client.close
-      yield* master.resume
-      yield* restored(sentinel)
-      yield* until(
-        Effect.map(connectionsTo(allOf(sentinel)), (names) => names.length === 0),
-        "all connections are closed"
-      )
-    }).pipe(quietly))
+  it.effect(
+    "that hangs while a client closes: no connection is left, to Sentinels neither",
+    () =>
+      Effect.gen(function*() {
+        const sentinel = yield* RedisServer.RedisSentinel
+        const client = yield* connectSentinel(sentinel)
+        const holder = yield* occupy(client, "closing")
+        yield* holder.entered
+        yield* occupy(client, "closing")
+        yield* queued(client, "closing", 1)
+        const master = yield* sentinel.master
+        yield* master.pause
+        yield* client.close
+        yield* master.resume
+        yield* restored(sentinel)
+        yield* until(
+          Effect.map(connectionsTo(allOf(sentinel)), (names) => names.length === 0),
+          "all connections are closed"
+        )
+      }).pipe(quietly),
+    timeout
+  )
 })
 
 const connectionId = (server: RedisServer.Server) =>
@@ -168,7 +182,7 @@ describe("a client of Sentinels", () => {
         process.getActiveResourcesInfo().filter((name) => name !== "Timeout" && name !== "Immediate").length
       const before = resources()
       for (let i = 0; i < 3; i++) {
-        const client = yield* connectSentinel(sentinel)
+        const client = yield* connectSentinel(sentinel, { store: { commandTimeout: "16 seconds" } })
         yield* client.lock.withLock(Effect.void, "k")
         yield* client.close
       }
@@ -182,10 +196,9 @@ describe("a client of Sentinels", () => {
 
   it.live("fails to build with Unavailable when no Sentinel can be reached", () =>
     Effect.gen(function*() {
-      const port = yield* RedisServer.freePort
       const error = yield* Effect.flip(
         Effect.scoped(
-          build(RedisLockStore.layer({ options: { sentinels: [{ host: "127.0.0.1", port }], name: "none" } }))
+          build(RedisLockStore.layer({ options: { sentinels: [{ host: "127.0.0.1", port: 1 }], name: "none" } }))
         )
       )
       assert.deepInclude(error, { _tag: "LockStoreError", reason: "Unavailable", operation: "connect" })

@@ -3,7 +3,18 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect, Fiber, Option } from "effect"
 import { Redis } from "ioredis"
 import { RedisLockStore } from "../src/index.ts"
-import { build, type Client, connect, connections, hold, keysOf, leftovers, queued, until } from "./support/client.ts"
+import {
+  build,
+  type Client,
+  connect,
+  connections,
+  hold,
+  keysOf,
+  leftovers,
+  patience,
+  queued,
+  until
+} from "./support/client.ts"
 import { nameOf, quietly, sent } from "./support/observe.ts"
 import * as StagedRedis from "./support/StagedRedis.ts"
 import * as Tap from "./support/Tap.ts"
@@ -61,7 +72,8 @@ describe("pushes", () => {
       const duplicate = redis.duplicate.bind(redis)
       Object.assign(redis, { duplicate: (options: object) => duplicate({ ...options, port: tap.port }) })
       const one = yield* connect(server)
-      const other = yield* build(RedisLockStore.layerClient(redis, { heartbeat: 100 }))
+      // An offer that is not used for three of these goes to the next in the queue.
+      const other = yield* build(RedisLockStore.layerClient(redis, { ...patience, heartbeat: 2000 }))
       deaf = true
       const holder = yield* hold(one, "k")
       yield* holder.entered
@@ -105,7 +117,7 @@ describe("pushes", () => {
       const server = yield* RedisServer.make()
       const staged = yield* StagedRedis.make(server)
       const one = yield* connect(server)
-      const other = yield* build(RedisLockStore.layerClient(staged.redis, { heartbeat: 20 }))
+      const other = yield* build(RedisLockStore.layerClient(staged.redis, { ...patience, heartbeat: 2000 }))
       const holder = yield* hold(one, "k")
       yield* holder.entered
       staged.reset()
@@ -143,7 +155,7 @@ describe("pushes", () => {
       const server = yield* RedisServer.make()
       const staged = yield* StagedRedis.make(server)
       const one = yield* connect(server)
-      const other = yield* build(RedisLockStore.layerClient(staged.redis, { heartbeat: 200 }))
+      const other = yield* build(RedisLockStore.layerClient(staged.redis, { ...patience, heartbeat: 200 }))
       const third = yield* connect(server)
       const holder = yield* hold(one, "k")
       yield* holder.entered
@@ -164,7 +176,8 @@ describe("pushes", () => {
       yield* next.leave
       yield* waiter.entered
       yield* waiter.leave
-      assert.deepStrictEqual(yield* leftovers(server, "k"), [])
+      // That offer is as short: who has lost it tidies up in the background.
+      yield* until(Effect.map(leftovers(server, "k"), ({ length }) => length === 0), "nothing is left")
     }).pipe(quietly))
 })
 
@@ -173,8 +186,9 @@ describe("what an administrator does", () => {
     it.live(`G10: waiters whose ${key} was deleted queue again, each at his own place`, () =>
       Effect.gen(function*() {
         const server = yield* RedisServer.make()
-        const one = yield* connect(server, { store: { heartbeat: 50 } })
-        const other = yield* connect(server, { store: { heartbeat: 50 } })
+        // An offer that is not used for three of these goes to the next in the queue.
+        const one = yield* connect(server, { store: { heartbeat: 2000 } })
+        const other = yield* connect(server, { store: { heartbeat: 2000 } })
         const holder = yield* hold(one, "k")
         yield* holder.entered
         const { all, entered } = yield* queueUp([one, other], "k", 6)
@@ -199,15 +213,16 @@ describe("what an administrator does", () => {
     it.live(`G5: a lease that ${command[0]} took away is lost at the next renewal, and not brought back by it`, () =>
       Effect.gen(function*() {
         const server = yield* RedisServer.make()
-        const one = yield* connect(server)
+        // Nothing but its renewal tells the holder, and the first one is not due before the key has been taken.
+        const one = yield* connect(server, { store: { tracking: false } })
         const other = yield* connect(server)
-        const holder = yield* hold(one, "k", { renewEvery: 200 })
+        const holder = yield* hold(one, "k", { renewEvery: "5 seconds" })
         yield* holder.entered
         const monitor = yield* server.monitor
         const [name, ...args] = command
         yield* server.command(name, ...args)
         // Taken by somebody else before the first renewal comes.
-        const thief = yield* hold(other, "k")
+        const thief = yield* hold(other, "k", { ttl: "1 minute" })
         yield* thief.entered
         const theirs = yield* server.command("HGETALL", keysOf("k")[0]!)
         const error = yield* Effect.flip(Effect.flatten(holder.exit))
@@ -227,7 +242,8 @@ describe("what an administrator does", () => {
   it.live("G10: nobody passes the queue of a lease that was deleted", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
-      const one = yield* connect(server, { store: rarely })
+      // No renewal of the holder lets the waiters in.
+      const one = yield* connect(server, { store: { ...rarely, tracking: false } })
       const other = yield* connect(server, { store: rarely })
       const holder = yield* hold(one, "k", { ttl: "1 minute" })
       yield* holder.entered
@@ -244,8 +260,8 @@ describe("what an administrator does", () => {
   it.live("G9: waiters survive FLUSHALL and enter, one at a time", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
-      const one = yield* connect(server, { store: { heartbeat: 50 } })
-      const other = yield* connect(server, { store: { heartbeat: 50 } })
+      const one = yield* connect(server, { store: { heartbeat: 1000 } })
+      const other = yield* connect(server, { store: { heartbeat: 1000 } })
       const holder = yield* hold(one, "k", { renewEvery: 50 })
       yield* holder.entered
       const { all, entered } = yield* queueUp([one, other], "k", 40)
@@ -360,14 +376,12 @@ describe("polling", () => {
       )
       for (const key of keys) yield* queued(other, key, 20)
       const monitor = yield* server.monitor
-      const polls = Effect.map(
-        monitor.all,
-        (entries) => entries.filter(({ command, source }) => source !== "lua" && nameOf(command) === "heartbeat")
-      )
-      yield* until(Effect.map(polls, ({ length }) => length >= 15), "fifteen polls")
-      for (const key of keys) {
-        const times = (yield* polls).filter(({ command }) => command.includes(keysOf(key)[0]!)).map(({ time }) => time)
-        assert.isAtLeast(times.length, 4)
+      const polls = Effect.map(monitor.all, (entries) => {
+        const all = entries.filter(({ command, source }) => source !== "lua" && nameOf(command) === "heartbeat")
+        return keys.map((key) => all.filter(({ command }) => command.includes(keysOf(key)[0]!)).map(({ time }) => time))
+      })
+      yield* until(Effect.map(polls, (all) => all.every(({ length }) => length >= 5)), "five polls for each key")
+      for (const times of yield* polls) {
         for (let i = 1; i < times.length; i++) assert.isAtLeast(times[i]! - times[i - 1]!, polling.pollInterval - 2)
       }
       for (const { leave } of holders) yield* leave

@@ -13,6 +13,9 @@ export interface Place extends RedisServer.Voter {
 
 export type StoreOptions = Omit<QuorumLockStore.Options, "voters">
 
+/** For who is not about time-outs: longer than a machine that is shared stands still. */
+export const voterTimeout = 5000
+
 export const start = Effect.fnUntraced(function*(n: number) {
   const { voters } = yield* RedisServer.makeQuorum(n)
   const places = voters.map((voter, i): Place => ({ ...voter, name: "abcdefg"[i]! }))
@@ -22,6 +25,7 @@ export const start = Effect.fnUntraced(function*(n: number) {
     connect: (options?: { readonly store?: StoreOptions; readonly lock?: LockOptions.LockOptions }) =>
       build(
         QuorumLockStore.layer({
+          voterTimeout,
           ...options?.store,
           voters: places.map(({ name, proxy }) => ({ name, url: proxy.url }))
         }),
@@ -38,6 +42,19 @@ export const voteAt = Effect.fnUntraced(function*({ server }: Place, key: string
     >
   const [seconds] = (yield* server.command("TIME")) as Array<string>
   return nonce === null || Number(until) <= Number(seconds) * 1000 ? undefined : { nonce, holderId: holderId! }
+})
+
+/** Waits until every one of these voters keeps its vote on the key for longer than it would without a renewal from now on. */
+export const untilRenewed = Effect.fnUntraced(function*(places: ReadonlyArray<Place>, key: string, by: number) {
+  const expiries = Effect.forEach(
+    places,
+    ({ server }) => Effect.map(server.command("HGET", `effect-lock:quorum:${key}`, "u"), Number)
+  )
+  const before = yield* expiries
+  yield* until(
+    Effect.map(expiries, (now) => now.every((expiry, i) => expiry >= before[i]! + by)),
+    `${key} is renewed for ${by} ms more`
+  )
 })
 
 /** How many of these voters have given a vote on the key. */
