@@ -328,7 +328,8 @@ export interface OnceOptions
   readonly within: Duration.Input
   /**
    * Default the longer of `within` and 30 seconds, so that a killed run is not repeated within that time either. With a shorter
-   * one somebody else can run it when that has passed; on a quorum it cannot be longer than `maxTtl`.
+   * one somebody else can run it when that has passed. On a quorum it cannot be longer than `maxTtl`, and a server with lock
+   * delay grants nothing for as long as the longest ttl in use when it has lost its memory.
    */
   readonly ttl?: Duration.Input | undefined
 }
@@ -339,6 +340,11 @@ export interface OnceOptions
  * **Details**
  *
  * A run that fails counts, too. One that takes longer than `within` keeps the key until it ends.
+ *
+ * **Gotchas**
+ *
+ * That it ran is known to the store alone. One that loses its memory forgets it: with lock delay (one Redis) or quarantine (a
+ * quorum, whose `maxTtl` should not be shorter than `within`) nobody runs it meanwhile, but afterwards somebody may.
  *
  * **Example** (At most one reminder an hour)
  *

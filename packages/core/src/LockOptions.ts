@@ -39,7 +39,8 @@ export interface LockOptions {
   readonly maxHold?: Duration.Input | undefined
   /**
    * The shortest time for which the key stays taken, even when the work was quicker: the lease stays in the store until
-   * then, and nobody waits for it here. Default zero.
+   * then, and nobody waits for it here. A store that loses its memory forgets it; lock delay and quarantine cover it only for
+   * as long as a ttl. Default zero.
    */
   readonly minHold?: Duration.Input | undefined
   /**

@@ -454,6 +454,15 @@ describe("minHold", () => {
       assert.deepStrictEqual((yield* store.inspect("k")).holders, [])
     }))
 
+  it.effect("is not over sooner because the wall clock was set forward meanwhile", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup(options)
+      const { clock, jump } = yield* jumpingClock
+      const work = Effect.sync(() => jump(1500))
+      yield* Effect.provideService(lock.withLock(work, "k"), Clock.Clock, clock)
+      assert.strictEqual(store.releases[0]?.keepFor, 2000)
+    }))
+
   it.effect("also holds for work that fails or is interrupted", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup(options)

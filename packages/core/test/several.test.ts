@@ -3,7 +3,7 @@ import { Deferred, Effect, Exit, Fiber, Metric, Random, Scope, Stream } from "ef
 import { TestClock } from "effect/testing"
 import { type Lease, type LockError, type LockEvent, LockMetrics } from "../src/index.ts"
 import { withMetrics } from "./support/observe.ts"
-import { make, makeLock, setup, type TestStore, unavailable } from "./support/TestStore.ts"
+import { make, makeLock, refused, setup, type TestStore, unavailable } from "./support/TestStore.ts"
 import { now, settle, until } from "./support/time.ts"
 
 const none = (key: string) => ({ key, holders: [], waiters: [] })
@@ -192,6 +192,46 @@ describe("several keys of which one is taken", () => {
       yield* TestClock.adjust(200)
       assert.isTrue(yield* first!.isValid)
       assert.deepInclude(yield* Effect.flip(second!.check), { _tag: "LockLost", key: "b", reason: "Stalled" })
+    }))
+
+  it.effect("wait where the store grants nothing for a while, which counts as taken", () =>
+    withMetrics(Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      let isWithheld = true
+      const gate = yield* Deferred.make<void>()
+      store.faults.attempt = (run) => {
+        if (!isWithheld) return run
+        return store.requests.at(-1)!.wait ? Effect.andThen(Deferred.await(gate), run) : refused
+      }
+      for (const asking of [lock.withLocks(Effect.void, ["a", "b"]), Effect.scoped(lock.acquireAll(["a", "b"]))]) {
+        isWithheld = true
+        const fiber = yield* Effect.forkChild(Effect.asVoid<unknown, LockError.LockError, never>(asking))
+        yield* settle
+        isWithheld = false
+        yield* Deferred.succeed(gate, undefined)
+        yield* Fiber.join(fiber)
+      }
+      const count = Metric.withAttributes(LockMetrics.acquisitions, { outcome: "LockStoreError" })
+      assert.strictEqual((yield* Metric.value(count)).count, 0)
+      // Who does not wait is told.
+      isWithheld = true
+      const error = yield* Effect.flip(lock.withLocks(Effect.void, ["a", "b"], { waitTimeout: 0 }))
+      assert.deepInclude(error, { _tag: "LockStoreError", reason: "Refused" })
+      yield* isFree(store, ["a", "b"])
+    })))
+
+  it.effect("are kept for minHold from when the work begins", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup({ ttl: "2 minutes" })
+      const b = yield* takenBy(store, "b")
+      const fiber = yield* Effect.forkChild(lock.withLocks(Effect.void, ["a", "b"], { minHold: "1 minute" }))
+      yield* TestClock.adjust("40 seconds")
+      yield* b.free
+      yield* Fiber.join(fiber)
+      yield* TestClock.adjust("59 seconds")
+      assert.strictEqual(yield* heldKeys(store, ["a", "b"]), "ab")
+      yield* TestClock.adjust("1 second")
+      yield* isFree(store, ["a", "b"])
     }))
 
   it.effect("do not count as acquisitions that failed, nor tell of any", () =>

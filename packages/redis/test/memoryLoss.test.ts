@@ -307,6 +307,18 @@ describe("a server with lock delay", () => {
       assert.isAtLeast(yield* left, 7_200_000)
     }).pipe(quietly))
 
+  it.live("does not wait for what is only kept, for minHold or once: nobody works with it", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const client = yield* connect(server, { store: lockDelay, lock: { ttl: "2 seconds" } })
+      yield* client.lock.withLock(Effect.void, "kept", { minHold: "1 hour" })
+      yield* replaceProcess(server)
+      const { limit } = (yield* Effect.flip(tryOnce(client, "k"))) as LockError.LockStoreError
+      assert.isAtMost(limit!, 7001)
+      // What is known of it stays.
+      assert.strictEqual((yield* Effect.flip(tryOnce(client, "kept")))._tag, "LockTimeout")
+    }).pipe(quietly))
+
   it.live("finds its scripts loaded: nobody sends their sources", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()

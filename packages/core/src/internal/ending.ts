@@ -104,7 +104,7 @@ const countEnd = (holding: Holding): Effect.Effect<void> =>
 
 const release = (holding: Holding): Effect.Effect<void> =>
   unfailing(holding, "release", () => {
-    const keepFor = Math.max(0, Math.ceil(holding.options.minHold - holding.heldFor()))
+    const keepFor = Math.max(0, Math.ceil(holding.options.minHold - holding.workedFor()))
     return holding.client.store.release(holding, keepFor)
   })
 

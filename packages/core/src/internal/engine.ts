@@ -385,7 +385,7 @@ export const make = Effect.fnUntraced(function*(
       const tryEnter = (claim: Omit<Claim, "owner" | "wait">) => {
         const tried = own(claim)
         return Effect.asSome(enter({ ...tried, wait: false, isTry: true })).pipe(
-          Effect.catchTag("LockTimeout", () => Effect.succeedNone),
+          Effect.catchIf(isNotNow, () => Effect.succeedNone),
           Effect.map((entered) => ({ entered, owner: tried.owner }))
         )
       }
@@ -526,6 +526,10 @@ export const make = Effect.fnUntraced(function*(
   }
 })
 
+/** Not granted to who does not wait: it is taken, or the store grants nothing for a while. Who waits learns what it is. */
+const isNotNow = (error: EnterError): boolean =>
+  error._tag === "LockTimeout" || error._tag === "LockStoreError" && error.reason === "Refused"
+
 const aheadOfAll = (options: LockOptions.Resolved): LockOptions.Resolved => ({
   ...options,
   priority: Infinity,
@@ -634,8 +638,8 @@ const traceAcquire = <E>(
     { attributes: attributes(holding) },
     (span) =>
       Effect.onExit(Effect.provideService(acquiring, Tracer.ParentSpan, span), (exit) => {
-        const exitOutcome = outcomeOf(exit)
-        const outcome = isTry && exitOutcome === "LockTimeout" ? "taken" : exitOutcome
+        const isTaken = isTry && Option.exists(Exit.findErrorOption(exit), (error) => isNotNow(error as EnterError))
+        const outcome = isTaken ? "taken" : outcomeOf(exit)
         const waited = holding.waitedFor()
         span.attribute("lock.outcome", outcome)
         span.attribute("lock.wait_ms", Math.round(waited))

@@ -11,7 +11,7 @@ import type { Resolved } from "../LockOptions.ts"
 import type { Grant, Held, Instant, LockStore } from "../LockStore.ts"
 import type { Arrears } from "./arrears.ts"
 import * as events from "./events.ts"
-import { elapsedUnsafe, nowUnsafe } from "./instant.ts"
+import { elapsedUnsafe, monotonicUnsafe, nowUnsafe } from "./instant.ts"
 import type { Region } from "./region.ts"
 import type { Nursery } from "./renewal.ts"
 
@@ -79,6 +79,8 @@ export class Holding implements Held {
   renewEvery = 0
   /** When the body last reported progress, and what tells it that somebody waits. */
   progressAt: Instant
+  /** On the monotonic clock. */
+  workedSince: number
   wanted: Deferred.Deferred<void> | undefined = undefined
   /** The last answer that left the outcome of a renewal unknown. */
   unconfirmed: unknown = undefined
@@ -112,6 +114,7 @@ export class Holding implements Held {
       this.grantedAt =
       this.progressAt =
         askedAt
+    this.workedSince = askedAt.monotonic
   }
 
   get metadata(): Readonly<Record<string, string>> {
@@ -145,6 +148,11 @@ export class Holding implements Held {
     return elapsedUnsafe(this.grantedAt, this.clock)
   }
 
+  /** At least: a wall clock that is set forward must not let the key go before `minHold` is over. */
+  workedFor(): number {
+    return monotonicUnsafe(this.clock) - this.workedSince
+  }
+
   /** Takes the later deadline: replies may overtake each other, and no renewal shortens a lease. */
   confirm(sentAt: Instant, ttl: number): void {
     const validFor = ttl * (1 - this.client.store.driftFactor)
@@ -166,6 +174,7 @@ export class Holding implements Held {
     this.token = grant.token
     this.client.floor = Math.max(this.client.floor, grant.token)
     this.grantedAt = this.progressAt = nowUnsafe(this.clock)
+    this.workedSince = this.grantedAt.monotonic
     this.confirm(grant.sentAt, grant.ttl)
   }
 
@@ -173,6 +182,7 @@ export class Holding implements Held {
   begin(options: Resolved): void {
     this.options = options
     this.progressAt = nowUnsafe(this.clock)
+    this.workedSince = this.progressAt.monotonic
     // The nursery has to know how soon progress is due.
     if (this.keeperFiber === undefined) this.client.nursery.add(this)
   }

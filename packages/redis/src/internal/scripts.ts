@@ -78,7 +78,8 @@ local function put(id, grant)
     grant.since, grant.mode, grant.offer, grant.client, grant.meta)
   if used == 0 or grant.expiry < nextExpiry then nextExpiry = grant.expiry end
   if grant.expiry > lastExpiry then lastExpiry, extended = grant.expiry, true end
-  if grant.expiry - now > recorded then raised = math.max(raised, grant.expiry - now) end
+  -- Nobody works with what is only kept: to wait until it has run out would stop all keys for as long.
+  if grant.mode ~= 'k' and grant.expiry - now > recorded then raised = math.max(raised, grant.expiry - now) end
   changed = true
 end
 
