@@ -30,11 +30,14 @@ export const build = Effect.fnUntraced(function*<E>(
   }
 })
 
+/** For who is not about time-outs: longer than a machine that is shared stands still. */
+export const patience = { commandTimeout: "20 seconds" } as const
+
 /** A client of the server, or of whatever else has an address. */
 export const connect = (
   target: { readonly url: string },
   options?: { readonly store?: RedisLockStore.Options; readonly lock?: LockOptions.LockOptions }
-) => build(RedisLockStore.layer({ url: target.url, ...options?.store }), options?.lock)
+) => build(RedisLockStore.layer({ url: target.url, ...patience, ...options?.store }), options?.lock)
 
 export interface Hold {
   /** Interrupts whoever holds or waits, and awaits his end. */
@@ -76,7 +79,7 @@ export const hold = Effect.fnUntraced(function*(
 export const until = <E, R>(condition: Effect.Effect<boolean, E, R>, what: string): Effect.Effect<void, E, R> =>
   condition.pipe(
     Effect.repeat({ until: (met) => met, schedule: Schedule.spaced("2 millis") }),
-    Effect.timeoutOrElse({ duration: "30 seconds", orElse: () => Effect.die(new Error(`never came true: ${what}`)) }),
+    Effect.timeoutOrElse({ duration: "50 seconds", orElse: () => Effect.die(new Error(`never came true: ${what}`)) }),
     Effect.asVoid,
     uncounted
   )

@@ -5,7 +5,7 @@ import type { LockOptions } from "@effect-lock/core"
 import type { RedisServer } from "@effect-lock/test-utils"
 import { Deferred, Effect, type Exit, Fiber, type Scope } from "effect"
 import { RedisLockStore } from "../../src/index.ts"
-import { build, type Client, until } from "./client.ts"
+import { build, type Client, patience, until } from "./client.ts"
 
 export interface ClientOptions {
   readonly store?: RedisLockStore.StoreOptions
@@ -15,13 +15,18 @@ export interface ClientOptions {
 /** Without lock delay, unless asked for: nobody should have to wait for what a failover may have lost. */
 export const connectCluster = (cluster: RedisServer.Cluster, options?: ClientOptions) =>
   build(
-    RedisLockStore.layer({ cluster: { nodes: cluster.addresses }, lockDelay: false, ...options?.store }),
+    RedisLockStore.layer({ cluster: { nodes: cluster.addresses }, lockDelay: false, ...patience, ...options?.store }),
     options?.lock
   )
 
 export const connectSentinel = ({ addresses, name }: RedisServer.Sentinel, options?: ClientOptions) =>
   build(
-    RedisLockStore.layer({ options: { sentinels: [...addresses], name }, lockDelay: false, ...options?.store }),
+    RedisLockStore.layer({
+      options: { sentinels: [...addresses], name },
+      lockDelay: false,
+      ...patience,
+      ...options?.store
+    }),
     options?.lock
   )
 
@@ -94,7 +99,7 @@ export const refusal = (server: RedisServer.Server, code: string) =>
 export const serversOf = <S extends RedisServer.Server>(servers: ReadonlyArray<S>, name: string) =>
   Effect.filter(servers, (server) =>
     Effect.map(
-      Effect.orElseSucceed(Effect.timeout(server.clients, "1 second"), () => []),
+      Effect.orElseSucceed(Effect.timeout(server.clients, "5 seconds"), () => []),
       (clients) => clients.some((client) => client.get("name")?.startsWith(name) === true)
     ))
 

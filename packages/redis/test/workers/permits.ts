@@ -53,7 +53,9 @@ await Effect.forEach(Array.from({ length: fibers }, (_, index) => index), fiber,
   concurrency: "unbounded",
   discard: true
 }).pipe(
-  Effect.provide(Permits.layer({ ttl }).pipe(Layer.provide(RedisLockStore.layer({ url, heartbeat })))),
+  Effect.provide(
+    Permits.layer({ ttl }).pipe(Layer.provide(RedisLockStore.layer({ url, heartbeat, commandTimeout: "20 seconds" })))
+  ),
   Effect.runPromise
 )
 process.exit(0)
