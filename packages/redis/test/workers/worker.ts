@@ -78,8 +78,8 @@ const StoreLive = Layer.effect(
 ).pipe(
   Layer.provide(
     typeof task.url === "string"
-      ? RedisLockStore.layer({ url: task.url, heartbeat: task.heartbeat })
-      : QuorumLockStore.layer({ voters: task.url.map((url) => ({ url })) })
+      ? RedisLockStore.layer({ url: task.url, heartbeat: task.heartbeat, commandTimeout: "20 seconds" })
+      : QuorumLockStore.layer({ voters: task.url.map((url) => ({ url })), voterTimeout: "5 seconds" })
   )
 )
 
@@ -139,14 +139,22 @@ const hold = Effect.gen(function*() {
   yield* report({ acknowledged: 0, turns: [], failures: [Exit.isFailure(exit) ? String(exit.cause) : "ended"] })
 })
 
+/** A moment of the wall clock, on the clock of the history. */
+const monotonic = (moment: DateTime.Utc) =>
+  process.hrtime.bigint() + BigInt(Math.floor((DateTime.toEpochMillis(moment) - Date.now()) * 1_000_000))
+
 const lead = Effect.gen(function*() {
   const recorder = yield* LockHistory.make({ client: task.name, file: task.history })
   const election = yield* LeaderElection.make(task.key)
   return yield* election.run((lease) =>
     Effect.gen(function*() {
       const operation = yield* recorder.invoke(task.key)
+      // It leads until its lease ends at the latest, however late that is written down by a process that was held up.
       yield* Effect.addFinalizer(() =>
-        Effect.flatMap(lease.isValid, (isValid) => isValid ? operation.release() : operation.lost())
+        Effect.flatMap(lease.isValid, (isValid) =>
+          isValid
+            ? operation.release()
+            : Effect.flatMap(lease.deadline, (deadline) => operation.lost(monotonic(deadline))))
       )
       yield* operation.acquired(lease.token)
       return yield* Effect.never
