@@ -528,7 +528,7 @@ layer(Subject, { excludeTestServices: true })("the memory store and the Redis sc
         (seed) => check({ seed }),
         { concurrency: 8, discard: true }
       )
-      : check({ replay }), Math.max(300_000, sequences * 300))
+      : check({ replay }), Math.max(900_000, sequences * 900))
 
   it.effect("leave no key without an expiry, and none that expires before a lease in it", () =>
     Effect.gen(function*() {
