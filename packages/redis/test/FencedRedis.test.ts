@@ -4,7 +4,7 @@ import { assert, it, layer } from "@effect/vitest"
 import { Effect, Exit, Random, type Scope } from "effect"
 import { Cluster, Redis } from "ioredis"
 import { FencedRedis } from "../src/index.ts"
-import { connect, until } from "./support/client.ts"
+import { connect, patience, until } from "./support/client.ts"
 
 const client = ({ url }: { readonly url: string }, keyPrefix = "") =>
   Effect.acquireRelease(
@@ -15,7 +15,7 @@ const client = ({ url }: { readonly url: string }, keyPrefix = "") =>
 const start = Effect.fnUntraced(function*(options?: FencedRedis.Options) {
   const server = yield* RedisServer.make()
   const redis = yield* client(server)
-  return { server, redis, fenced: yield* FencedRedis.make(redis, options) }
+  return { server, redis, fenced: yield* FencedRedis.make(redis, { ...patience, ...options }) }
 })
 
 const refused = <A, R>(effect: Effect.Effect<A, FencedRedis.FencedError, R>) => Effect.orDie(Effect.flip(effect))
@@ -75,7 +75,7 @@ it.live("never lets the accepted tokens fall, and writes exactly what it accepts
     )
     const clients = yield* Effect.forEach(
       Array(4),
-      () => Effect.flatMap(client(server), (redis) => FencedRedis.make(redis))
+      () => Effect.flatMap(client(server), (redis) => FencedRedis.make(redis, patience))
     )
     const exits = yield* Effect.forEach(
       tokens,
@@ -102,7 +102,7 @@ it.live("remembers a token for the retention since it was last accepted, 30 days
     yield* fenced.run("a", 5, [["GET", "x"]])
     assert.isAbove(Number(yield* server.command("PTTL", key)), days30 - 60_000)
 
-    const short = yield* FencedRedis.make(redis, { retention: "50 millis", keyPrefix: "short" })
+    const short = yield* FencedRedis.make(redis, { ...patience, retention: "50 millis", keyPrefix: "short" })
     yield* short.register("a", 5)
     yield* until(Effect.map(server.command("EXISTS", "short:fence:{a}:a"), (count) => count === 0), "forgotten")
     yield* short.register("a", 1)
@@ -112,7 +112,7 @@ it.live("puts the prefix of the application's client before every key, in front 
   Effect.gen(function*() {
     const server = yield* RedisServer.make()
     const redis = yield* client(server, "app:")
-    const fenced = yield* FencedRedis.make(redis)
+    const fenced = yield* FencedRedis.make(redis, patience)
     yield* fenced.run("a", 5, [["SET", "x", "GET"], ["RENAME", "x", "y"]])
     assert.strictEqual(yield* Effect.promise(() => redis.get("y")), "GET")
     assert.sameMembers([...yield* server.keys("*")], ["app:y", "app:effect-lock:fence:{a}:a"])
@@ -162,7 +162,7 @@ layer(RedisServer.cluster(), { excludeTestServices: true })("on a Cluster", (it)
       Effect.sync(() => new Cluster([...addresses], { keyPrefix })),
       (cluster) => Effect.sync(() => cluster.disconnect())
     )
-    return { cluster, fenced: yield* FencedRedis.make(cluster) }
+    return { cluster, fenced: yield* FencedRedis.make(cluster, patience) }
   })
 
   it.effect("writes what is in the resource's slot, and refuses a stale token, whichever node serves it", () =>

@@ -20,8 +20,9 @@ describe("arrears", () => {
         const server = yield* RedisServer.make()
         const proxy = yield* FaultProxy.make(server)
         const client = yield* connect(proxy, {
-          store: { commandTimeout: 200, heartbeat: "20 seconds" },
-          lock: { ttl: "10 minutes", releaseTimeout: 500 }
+          // Longer than this machine may stand still, and shorter than what is waited for: connections are given up, too.
+          store: { commandTimeout: "4 seconds", heartbeat: "20 seconds" },
+          lock: { ttl: "10 minutes", releaseTimeout: "5 seconds" }
         })
         const other = yield* connect(server, { lock: { ttl: "10 minutes" } })
         const holders = yield* Effect.forEach(["a", "b", "c"], (key) => hold(client, key))

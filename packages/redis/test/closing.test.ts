@@ -20,7 +20,7 @@ describe("closing a layer with 50 held leases and 50 waiters", () => {
         // Nothing but the end is sent meanwhile.
         const options = {
           store: { heartbeat: "20 seconds", commandTimeout: "20 seconds" },
-          lock: { ttl: "10 minutes" }
+          lock: { ttl: "10 minutes", releaseTimeout: "20 seconds" }
         } as const
         const client = yield* connect(proxy, options)
         const other = yield* connect(server, options)
@@ -64,7 +64,7 @@ describe("closing a layer with 50 held leases and 50 waiters", () => {
       const proxy = yield* FaultProxy.make(server)
       const client = yield* connect(proxy, {
         store: { heartbeat: "20 seconds", commandTimeout: "20 seconds" },
-        lock: { ttl: "10 minutes", releaseTimeout: "2 seconds" }
+        lock: { ttl: "10 minutes", releaseTimeout: "6 seconds" }
       })
       const scope = yield* Scope.make()
       const leases = yield* Effect.forEach(keys, (key) => Scope.provide(client.lock.acquire(key), scope))

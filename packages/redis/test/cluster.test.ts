@@ -4,14 +4,19 @@ import { FaultProxy, LockStoreSuite, RedisServer } from "@effect-lock/test-utils
 import { assert, describe, it, layer } from "@effect/vitest"
 import { Config, Effect, Exit, Fiber, Layer } from "effect"
 import { Cluster } from "ioredis"
-import { build, keysOf, queued, until, untilSync } from "./support/client.ts"
+import { build, keysOf, patience, queued, until, untilSync } from "./support/client.ts"
 import { nameOf, quietly, sent } from "./support/observe.ts"
 import { connectCluster, connectionsTo, lineUp, occupy, refusal, replicated, serversOf } from "./support/topology.ts"
 
-const Servers = RedisServer.cluster()
+/** No node counts as failed because the machine stood still. */
+const steady = { nodeTimeout: "15 seconds" } as const
+
+const Servers = RedisServer.cluster(steady)
 
 const onCluster = () =>
-  RedisServer.RedisCluster.useSync(({ addresses }) => RedisLockStore.layer({ cluster: { nodes: addresses } })).pipe(
+  RedisServer.RedisCluster.useSync(({ addresses }) =>
+    RedisLockStore.layer({ cluster: { nodes: addresses }, ...patience })
+  ).pipe(
     Layer.unwrap,
     Layer.provide(Servers)
   )
@@ -26,7 +31,7 @@ const borrowed = ({ addresses }: RedisServer.Cluster) =>
 const onBorrowedCluster = () =>
   RedisServer.RedisCluster.pipe(
     Effect.flatMap(borrowed),
-    Effect.map((cluster) => RedisLockStore.layerClient(cluster)),
+    Effect.map((cluster) => RedisLockStore.layerClient(cluster, patience)),
     Layer.unwrap,
     Layer.provide(Servers)
   )
@@ -253,7 +258,7 @@ layer(Servers, { excludeTestServices: true })("a slot that moves", (it) => {
   it.effect("a borrowed client that pipelines keys of one node learns that one of them has moved", () =>
     Effect.gen(function*() {
       const cluster = yield* RedisServer.RedisCluster
-      const client = yield* build(RedisLockStore.layerClient(yield* borrowed(cluster)), { ttl: "1 minute" })
+      const client = yield* build(RedisLockStore.layerClient(yield* borrowed(cluster), patience), { ttl: "1 minute" })
       const master = yield* cluster.masterOf("{borrowed}")
       const keys = ["borrowed"]
       for (let i = 0; keys.length < 5; i++) {
@@ -272,11 +277,13 @@ layer(Servers, { excludeTestServices: true })("a slot that moves", (it) => {
     }))
 })
 
-layer(RedisServer.cluster(), { excludeTestServices: true })("a node that dies", (it) => {
+layer(RedisServer.cluster({ nodeTimeout: "4 seconds" }), { excludeTestServices: true })("a node that dies", (it) => {
   it.effect("a master: the holder keeps its lease, and every waiter enters in order, with growing tokens", () =>
     Effect.gen(function*() {
       const cluster = yield* RedisServer.RedisCluster
-      const clients = yield* Effect.all([connectCluster(cluster), connectCluster(cluster)])
+      // Waiters are alive for three heartbeats, and a failover must not outlast them.
+      const options = { store: { heartbeat: "10 seconds" } } as const
+      const clients = yield* Effect.all([connectCluster(cluster, options), connectCluster(cluster, options)])
       const holder = yield* occupy(clients[0], "kept", { ttl: "1 minute", renewEvery: "100 millis" })
       yield* holder.entered
       const waiters = yield* lineUp([clients[1], clients[0], clients[1]], "kept", { ttl: "1 minute" })
@@ -332,7 +339,7 @@ layer(RedisServer.cluster(), { excludeTestServices: true })("a node that dies", 
       Effect.gen(function*() {
         const cluster = yield* RedisServer.RedisCluster
         // No heartbeat comes to help.
-        const store = { heartbeat: "20 seconds", commandTimeout: "1 second" } as const
+        const store = { heartbeat: "20 seconds", commandTimeout: "4 seconds" } as const
         const client = yield* connectCluster(cluster, { store })
         const [node] = yield* serversOf(cluster.nodes, "effect-lock-subscriber")
         // A key that its death does not concern.
@@ -375,7 +382,7 @@ layer(RedisServer.cluster(), { excludeTestServices: true })("a node that dies", 
       const client = yield* build(RedisLockStore.layer({
         cluster: { nodes: cluster.addresses, options: { natMap } },
         heartbeat: "20 seconds",
-        commandTimeout: "1 second"
+        commandTimeout: "4 seconds"
       }))
       const [node] = yield* serversOf(cluster.nodes, "effect-lock-subscriber")
       let key = "cut"
@@ -416,7 +423,7 @@ layer(RedisServer.cluster(), { excludeTestServices: true })("a node that dies", 
 describe("a Cluster's client", () => {
   it.live("leaves no connection and no resource behind", () =>
     Effect.gen(function*() {
-      const cluster = yield* RedisServer.makeCluster({ replicas: 0 })
+      const cluster = yield* RedisServer.makeCluster({ ...steady, replicas: 0 })
       const resources = () =>
         process.getActiveResourcesInfo().filter((name) => name !== "Timeout" && name !== "Immediate").length
       const before = resources()
@@ -436,18 +443,20 @@ describe("a Cluster's client", () => {
 
   it.live("fails to build with Unavailable when no node can be reached", () =>
     Effect.gen(function*() {
-      const port = yield* RedisServer.freePort
       const error = yield* Effect.flip(
-        Effect.scoped(build(RedisLockStore.layer({ cluster: { nodes: [{ host: "127.0.0.1", port }] } })))
+        Effect.scoped(build(RedisLockStore.layer({ cluster: { nodes: [{ host: "127.0.0.1", port: 1 }] } })))
       )
       assert.deepInclude(error, { _tag: "LockStoreError", reason: "Unavailable", operation: "connect" })
     }))
 
   it.live("is told where the nodes are by configuration, too, and only there", () =>
     Effect.gen(function*() {
-      const cluster = yield* RedisServer.makeCluster({ replicas: 0 })
+      const cluster = yield* RedisServer.makeCluster({ ...steady, replicas: 0 })
       const nodes = Config.succeed(cluster.addresses)
-      const store = RedisLockStore.layerConfig({ cluster: { nodes } })
+      const store = RedisLockStore.layerConfig({
+        cluster: { nodes },
+        commandTimeout: Config.succeed(patience.commandTimeout)
+      })
       const program = Lock.withLock(Effect.succeed("done"), "k").pipe(
         Effect.provide(Lock.layer().pipe(Layer.provide(store)))
       )

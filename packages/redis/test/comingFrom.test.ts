@@ -2,10 +2,10 @@
  * How locks hurt elsewhere, one test for each story that users of other libraries tell, named after it. What is more is told
  * in docs/coming-from.md.
  */
-import { LockError, LockMetrics } from "@effect-lock/core"
+import { type Lease, LockError, LockMetrics } from "@effect-lock/core"
 import { FaultProxy, RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
-import { Duration, Effect, Fiber, Metric, Option, Schema } from "effect"
+import { DateTime, Deferred, Duration, Effect, Fiber, Metric, Option, Schema } from "effect"
 import { connect, connections, hold, leftovers, queued, until } from "./support/client.ts"
 import { quietly, withLog, withMetrics } from "./support/observe.ts"
 import { random } from "./support/random.ts"
@@ -20,10 +20,10 @@ describe("pains of other libraries", () => {
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
       const proxy = yield* FaultProxy.make(server)
-      const ttl = 1500
+      const ttl = 8000
       const { lock, store } = yield* connect(proxy, {
-        store: { commandTimeout: 300 },
-        lock: { ttl, waitTimeout: "1 minute", releaseTimeout: 100 }
+        store: { commandTimeout: 4000 },
+        lock: { ttl, waitTimeout: "1 minute" }
       })
       const other = yield* connect(server)
 
@@ -57,10 +57,10 @@ describe("pains of other libraries", () => {
       yield* proxy.blackhole()
       const silent = yield* Effect.flip(lock.withLock(Effect.void, "free"))
       assert.strictEqual(silent._tag, "LockStoreError")
-      assert.match(silent.message, /did not answer "attempt" within commandTimeout of 300 ms/)
+      assert.match(silent.message, /did not answer "attempt" within commandTimeout of 4000 ms/)
       const lost = yield* Effect.flip(Fiber.join(owner))
       assert.strictEqual(lost._tag, "LockLost")
-      assert.match(lost.message, /Lease on "owned" \(token \d+\) lost: not renewed within its ttl of 1500 ms/)
+      assert.match(lost.message, /Lease on "owned" \(token \d+\) lost: not renewed within its ttl of 8000 ms/)
 
       const names = [waited, silent, lost].map(({ message }) => /(\w+) of \d+ ms/.exec(message)?.[1])
       assert.deepStrictEqual(names, ["waitTimeout", "commandTimeout", "ttl"])
@@ -98,17 +98,18 @@ describe("pains of other libraries", () => {
             )
           )
         }
-        yield* Effect.forEach(Array.from({ length: 3000 }, (_, i) => i), contender, {
-          concurrency: "unbounded",
-          discard: true
-        })
+        const contend = (count: number, concurrency: number | "unbounded") =>
+          Effect.forEach(Array.from({ length: count }, (_, i) => i), contender, { concurrency, discard: true })
+        yield* contend(3000, "unbounded")
+        // On a slow machine hardly anybody in such a crowd gets the second lock in time.
+        yield* contend(200, 4)
         for (const [end, count] of Object.entries(ends)) assert.isAbove(count, 10, end)
         for (const key of ["a", "b"]) {
           yield* until(Effect.map(leftovers(server, key), ({ length }) => length === 0), `nothing is left of ${key}`)
           for (const { lock } of clients) yield* lock.withLock(Effect.void, key, { waitTimeout: "10 seconds" })
         }
       }).pipe(quietly),
-    120_000
+    300_000
   )
 
   it.live("cancel races with the next acquire, connection leaked while extending: the next one enters, over the same connections", () =>
@@ -173,7 +174,7 @@ describe("pains of other libraries", () => {
           const next = random(i)
           const { lock } = clients[i % 2]!
           return Effect.suspend(() =>
-            lock.withLock(Effect.sleep(next() * 30), `k${i >> 1}`, { ttl: 5000, renewEvery: 3 })
+            lock.withLock(Effect.sleep(next() * 30), `k${i >> 1}`, { ttl: 30_000, renewEvery: 3 })
           ).pipe(
             Effect.tap(() => Effect.sync(() => ended++)),
             Effect.repeat({ times: 99 })
@@ -192,8 +193,8 @@ describe("pains of other libraries", () => {
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
       const proxy = yield* FaultProxy.make(server)
-      const ttl = 4000
-      const client = yield* connect(proxy, { lock: { ttl, releaseTimeout: 500 } })
+      const ttl = 6000
+      const client = yield* connect(proxy, { lock: { ttl, renewEvery: 1000, releaseTimeout: "20 seconds" } })
       const other = yield* connect(server)
       const isFree = Effect.map(other.lock.withLockIfAvailable(Effect.void, "k"), Option.isSome)
 
@@ -208,21 +209,29 @@ describe("pains of other libraries", () => {
       assert.isTrue(yield* isFree)
 
       // One that lasts ends the work before the store would give the key to somebody else.
-      const second = yield* hold(client, "k")
-      yield* second.entered
+      const leased = yield* Deferred.make<Lease.Lease>()
+      const second = yield* Effect.forkChild(Effect.scoped(Effect.gen(function*() {
+        const lease = yield* client.lock.acquire("k")
+        yield* Deferred.succeed(leased, lease)
+        yield* lease.protect(Effect.never)
+      })))
+      const lease = yield* Deferred.await(leased)
       yield* proxy.refuse
       assert.isFalse(yield* isFree)
-      const waiter = yield* hold(other, "k")
-      const [lostAfter, error] = yield* Effect.timed(Effect.flip(Effect.flatten(second.exit)))
+      let enteredAt = 0
+      const waiter = yield* Effect.forkChild(
+        other.lock.withLock(Effect.sync(() => void (enteredAt = Date.now())), "k")
+      )
+      const [lostAfter, error] = yield* Effect.timed(Effect.flip(Fiber.join(second)))
       assert.isTrue(isLost(error) && error.reason === "Expired", String(error))
-      assert.isFalse(waiter.isInside())
       assert.isBelow(Duration.toMillis(lostAfter), ttl + margin)
-      yield* waiter.entered
-      yield* waiter.leave
+      yield* Fiber.join(waiter)
+      // Which of the two is seen first is a matter of luck where this process was held up meanwhile.
+      assert.isBelow(DateTime.toEpochMillis(yield* lease.deadline), enteredAt)
       yield* proxy.heal
 
       // A release that meets it is sent again, for as long as releaseTimeout.
-      const patient = yield* hold(client, "k", { releaseTimeout: "20 seconds" })
+      const patient = yield* hold(client, "k")
       yield* patient.entered
       yield* proxy.refuse
       const leaving = yield* Effect.forkChild(patient.leave, { startImmediately: true })

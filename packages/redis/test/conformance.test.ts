@@ -2,11 +2,12 @@ import { RedisLockStore } from "@effect-lock/redis"
 import { LockStoreSuite, RedisServer } from "@effect-lock/test-utils"
 import { Effect, Layer } from "effect"
 import { Redis } from "ioredis"
+import { patience } from "./support/client.ts"
 
 const Server = RedisServer.RedisServer.layer()
 
 const onServer = (options: RedisLockStore.Options) => () =>
-  RedisServer.RedisServer.useSync(({ url }) => RedisLockStore.layer({ ...options, url })).pipe(
+  RedisServer.RedisServer.useSync(({ url }) => RedisLockStore.layer({ ...patience, ...options, url })).pipe(
     Layer.unwrap,
     Layer.provide(Server)
   )
@@ -19,7 +20,7 @@ const onBorrowedClient = () =>
       Effect.sync(() => new Redis(url)),
       (redis) => Effect.promise(() => redis.quit())
     )
-    return RedisLockStore.layerClient(redis)
+    return RedisLockStore.layerClient(redis, patience)
   }).pipe(Layer.unwrap, Layer.provide(Server))
 
 for (

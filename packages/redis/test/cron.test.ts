@@ -31,7 +31,8 @@ describe("scheduled jobs among processes", () => {
               name,
               url,
               key: "job",
-              ttl: 1500,
+              // A run is not lost where a busy machine stops its process for a while.
+              ttl: 6000,
               millis: 300,
               ahead,
               history: log.file(name)
@@ -96,7 +97,7 @@ describe("scheduled jobs among processes", () => {
           // More than one of them had a turn.
           assert.isAbove(new Set(runs.map(({ pid }) => pid)).size, kills)
         }).pipe(Effect.provide(NodeServices.layer)),
-      180_000
+      300_000
     )
   }
 })

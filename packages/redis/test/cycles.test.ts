@@ -6,7 +6,7 @@ import { Redis } from "ioredis"
 import * as Fs from "node:fs"
 import { isDeepStrictEqual } from "node:util"
 import { QuorumLockStore, RedisLockStore } from "../src/index.ts"
-import { build, type Client, until } from "./support/client.ts"
+import { build, type Client, patience, until } from "./support/client.ts"
 import { type Fibers, quietly, uncounted, withFiberCount, withMetrics } from "./support/observe.ts"
 import { random } from "./support/random.ts"
 import { connectCluster, connectionsTo, connectSentinel } from "./support/topology.ts"
@@ -25,6 +25,8 @@ interface Topology {
 
 // Short offers, for a hand-over may meet one who is just leaving.
 const heartbeat = 200
+const options = { heartbeat, ...patience }
+const voterTimeout = "5 seconds"
 
 const topologies: ReadonlyArray<{
   readonly name: string
@@ -53,9 +55,9 @@ const topologies: ReadonlyArray<{
       )
       return {
         clients: [
-          yield* build(RedisLockStore.layer({ url: server.url, heartbeat })),
-          yield* build(RedisLockStore.layerClient(redis, { heartbeat })),
-          yield* build(RedisLockStore.layer({ url: server.url, heartbeat, push: false, pollInterval: 20 }))
+          yield* build(RedisLockStore.layer({ url: server.url, ...options })),
+          yield* build(RedisLockStore.layerClient(redis, options)),
+          yield* build(RedisLockStore.layer({ url: server.url, ...options, push: false, pollInterval: 20 }))
         ],
         servers: [server],
         masters: [server],
@@ -67,7 +69,7 @@ const topologies: ReadonlyArray<{
     name: "Sentinel",
     start: Effect.gen(function*() {
       const sentinel = yield* uncounted(RedisServer.makeSentinel())
-      const connect = connectSentinel(sentinel, { store: { heartbeat } })
+      const connect = connectSentinel(sentinel, { store: options })
       return {
         clients: [yield* connect, yield* connect],
         servers: [...sentinel.servers, ...sentinel.sentinels],
@@ -80,7 +82,7 @@ const topologies: ReadonlyArray<{
     name: "Cluster",
     start: Effect.gen(function*() {
       const cluster = yield* uncounted(RedisServer.makeCluster())
-      const connect = connectCluster(cluster, { store: { heartbeat } })
+      const connect = connectCluster(cluster, { store: options })
       const masters = yield* Effect.filter(cluster.nodes, ({ role }) => Effect.map(role, (it) => it === "master"))
       return { clients: [yield* connect, yield* connect], servers: cluster.nodes, masters, emitters: [] }
     })
@@ -90,7 +92,7 @@ const topologies: ReadonlyArray<{
     start: Effect.gen(function*() {
       const { voters } = yield* uncounted(RedisServer.makeQuorum(3))
       const servers = voters.map(({ server }) => server)
-      const connect = build(QuorumLockStore.layer({ voters: servers.map(({ url }) => ({ url })) }))
+      const connect = build(QuorumLockStore.layer({ voters: servers.map(({ url }) => ({ url })), voterTimeout }))
       return { clients: [yield* connect, yield* connect], servers, masters: servers, emitters: [] }
     })
   },
@@ -98,7 +100,7 @@ const topologies: ReadonlyArray<{
     name: "key majority",
     start: Effect.gen(function*() {
       const server = yield* uncounted(RedisServer.make())
-      const connect = build(QuorumLockStore.layerKeyMajority({ url: server.url, majority: 2 }))
+      const connect = build(QuorumLockStore.layerKeyMajority({ url: server.url, majority: 2, voterTimeout }))
       return { clients: [yield* connect, yield* connect], servers: [server], masters: [server], emitters: [] }
     })
   }

@@ -11,6 +11,7 @@ import { LockStoreSuite, RedisServer } from "@effect-lock/test-utils"
 import { assert, layer } from "@effect/vitest"
 import { Arbitrary, Cause, Context, Effect, Layer, Schedule, Schema } from "effect"
 import * as Crypto from "node:crypto"
+import { patience } from "./support/client.ts"
 
 type Store = LockStore.PermitStore["Service"]
 
@@ -22,10 +23,11 @@ const Server = RedisServer.RedisServer.layer()
 
 // No heartbeat comes in between, and an offer lives as long as the longest ttl: nothing ends by itself.
 const client = () =>
-  RedisServer.RedisServer.useSync(({ url }) => RedisLockStore.layer({ url, heartbeat: "20 seconds" })).pipe(
-    Layer.unwrap,
-    Layer.provide(Server)
-  )
+  RedisServer.RedisServer.useSync(({ url }) => RedisLockStore.layer({ url, heartbeat: "20 seconds", ...patience }))
+    .pipe(
+      Layer.unwrap,
+      Layer.provide(Server)
+    )
 
 const ids = ["a", "b", "c", "d"] as const
 const keys = ["semaphore", "mutex"] as const
@@ -451,7 +453,7 @@ const compare = Effect.fnUntraced(function*(commands: ReadonlyArray<Command>) {
       for (const [i, side] of sides.entries()) {
         const signal = yield* signals[i]!.pipe(
           Effect.timeoutOrElse({
-            duration: "5 seconds",
+            duration: "20 seconds",
             orElse: () => Effect.die(new Error(`${what}: ${name} was not told ${tag}`))
           })
         )
@@ -486,7 +488,7 @@ const compare = Effect.fnUntraced(function*(commands: ReadonlyArray<Command>) {
   yield* Effect.sync(() => sorted(scripts) === sorted(reference)).pipe(
     Effect.repeat({ until: (same) => same, schedule: Schedule.spaced("2 millis") }),
     Effect.timeoutOrElse({
-      duration: "5 seconds",
+      duration: "20 seconds",
       orElse: () => Effect.die(new Error(`news: Redis ${sorted(scripts)}, memory ${sorted(reference)}`))
     })
   )
@@ -526,7 +528,7 @@ layer(Subject, { excludeTestServices: true })("the memory store and the Redis sc
         (seed) => check({ seed }),
         { concurrency: 8, discard: true }
       )
-      : check({ replay }), Math.max(300_000, sequences * 300))
+      : check({ replay }), Math.max(900_000, sequences * 900))
 
   it.effect("leave no key without an expiry, and none that expires before a lease in it", () =>
     Effect.gen(function*() {

@@ -52,7 +52,7 @@ describe("handOff and adopt", () => {
       yield* Effect.scoped(b.lock.takeover("evicted"))
       assert.strictEqual(yield* refusal(evicted), "TakenOver")
 
-      const late = yield* handOff("late", 200)
+      const late = yield* handOff("late", 4000)
       // The next holder enters only when the ticket's time left is over.
       yield* b.lock.withLock(Effect.void, "late")
       assert.strictEqual(yield* refusal(late), "Expired")
@@ -104,7 +104,9 @@ describe("takeover", () => {
       const b = yield* connect(server, { store: { push: false } })
       const entered = yield* Deferred.make<void>()
       const body = Effect.andThen(Deferred.succeed(entered, undefined), Effect.never)
-      const evicted = yield* Effect.forkChild(Effect.flip(a.lock.withLock(body, "k", { ttl: "3 seconds" })))
+      const evicted = yield* Effect.forkChild(
+        Effect.flip(a.lock.withLock(body, "k", { ttl: "20 seconds", renewEvery: "1 second" }))
+      )
       yield* Deferred.await(entered)
       yield* b.lock.takeover("k")
       assertFailure(yield* Fiber.join(evicted), { _tag: "LockLost", reason: "NotHeld" })

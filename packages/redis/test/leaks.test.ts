@@ -85,8 +85,8 @@ describe("leaks", () => {
           yield* Effect.sleep(300)
           const started = performance.now()
           yield* client.close
-          // Bounded by twice releaseTimeout, plus what a loaded machine adds.
-          assert.isBelow(performance.now() - started, 600 + 5000)
+          // Bounded by twice releaseTimeout, plus what a loaded machine adds: not by commandTimeout.
+          assert.isBelow(performance.now() - started, 600 + 10_000)
           for (const { exit } of [owner, waiter]) yield* exit
           yield* returnsTo(before.handles)
           yield* until(Effect.map(fibers.count, (count) => count === before.fibers), "no fiber is left")
@@ -103,8 +103,8 @@ describe("leaks", () => {
       Effect.gen(function*() {
         const server = yield* RedisServer.make()
         const before = { handles: yield* handles, fibers: yield* fibers.count }
-        const url = `redis://127.0.0.1:${yield* RedisServer.freePort}`
-        yield* Effect.flip(Effect.scoped(Layer.build(RedisLockStore.layer({ url }))))
+        // A port that was free may be another test's by now; this one is nobody's.
+        yield* Effect.flip(Effect.scoped(Layer.build(RedisLockStore.layer({ url: "redis://127.0.0.1:1" }))))
         yield* server.pause
         yield* Effect.flip(Effect.scoped(Layer.build(RedisLockStore.layer({ url: server.url, commandTimeout: 100 }))))
         yield* server.resume

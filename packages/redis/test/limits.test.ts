@@ -4,7 +4,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Context, Effect, Layer, Scope } from "effect"
 import { Redis } from "ioredis"
 import { RedisLockStore } from "../src/index.ts"
-import { keysOf, leftovers, until, untilSync } from "./support/client.ts"
+import { keysOf, leftovers, patience, until, untilSync } from "./support/client.ts"
 
 /** So rare that none is due in the time a test takes: what arrives has been pushed. */
 const rarely = { heartbeat: "20 seconds" } as const
@@ -13,7 +13,7 @@ const open = (layer: Layer.Layer<LockStore.LockStore | LockStore.PermitStore, un
   Effect.map(Effect.orDie(Layer.build(Layer.fresh(layer))), Context.get(LockStore.PermitStore))
 
 const connect = ({ url }: RedisServer.Server, options: RedisLockStore.StoreOptions = rarely) =>
-  open(RedisLockStore.layer({ url, ...options }))
+  open(RedisLockStore.layer({ url, ...patience, ...options }))
 
 const request = (holderId: string, change: Partial<LockStore.Request> = {}): LockStore.Request => ({
   key: "k",
@@ -157,11 +157,13 @@ describe("a bounded queue", () => {
   it.live("does not count who waited in a process that is gone", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
-      const [holder, other] = [yield* connect(server), yield* connect(server, { heartbeat: 100 })]
+      // Those who live count for as long as three of these, also on a machine that stands still.
+      const living = { heartbeat: 1500 }
+      const [holder, other] = [yield* connect(server), yield* connect(server, living)]
       yield* take(holder, request("holder"))
       yield* other.attempt(request("first"))
       const scope = yield* Scope.fork(yield* Scope.Scope)
-      const gone = yield* Scope.provide(connect(server, { heartbeat: 100 }), scope)
+      const gone = yield* Scope.provide(connect(server, living), scope)
       for (const id of ["x", "y", "z"]) yield* gone.attempt(request(id))
       assert.strictEqual((yield* other.attempt(request("second", { maxWaiters: 2 })))._tag, "QueueFull")
       yield* Scope.close(scope, yield* Effect.exit(Effect.void))
@@ -182,7 +184,7 @@ describe("list", () => {
         Effect.acquireRelease(
           Effect.sync(() => new Redis(server.url, { keyPrefix })),
           (redis) => Effect.promise(() => redis.quit())
-        ).pipe(Effect.flatMap((redis) => open(RedisLockStore.layerClient(redis, rarely))))
+        ).pipe(Effect.flatMap((redis) => open(RedisLockStore.layerClient(redis, { ...patience, ...rarely }))))
       const [one, other, plain] = [yield* borrow("app*:"), yield* borrow("app2:"), yield* connect(server)]
       for (const [store, keys] of [[one, ["a1", "a}2", "b"]], [other, ["a3"]], [plain, ["a4"]]] as const) {
         for (const key of keys) yield* take(store, request(key, { key }))
