@@ -324,6 +324,9 @@ const makeFrom = Effect.fnUntraced(function*(
         yield* Effect.sleep(left)
         continue
       }
+      // After this process has stood still, timers come before the replies that have arrived meanwhile: those are read first.
+      yield* Effect.yieldNow
+      if (!pending.has(oldest)) continue
       giveUp(oldest)
       oldest.resume(Effect.fail(timedOut(oldest.operation, commandTimeout)))
       // Replies come in order: none since it was sent means that the connection hangs, half-open perhaps for minutes.

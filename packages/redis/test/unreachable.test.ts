@@ -125,6 +125,20 @@ describe("what a failure says", () => {
 })
 
 describe("outages", () => {
+  it.live("a reply that arrived while this process stood still is no time-out", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { store } = yield* connect(server, { store: { commandTimeout: 4000 } })
+      yield* server.pause
+      const asking = yield* Effect.forkChild(store.inspect("k"), { startImmediately: true })
+      yield* Effect.sleep(100)
+      yield* server.resume
+      // Out of a timer, after which sockets would come first.
+      yield* Effect.yieldNow
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 4500)
+      assert.deepStrictEqual((yield* Fiber.join(asking)).holders, [])
+    }))
+
   it.live("a connection that hangs is replaced by a new one, with nobody's help", () =>
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
