@@ -289,16 +289,19 @@ export const poll = (
       )
     )
     if (pending.size === 0 || isDecided(pending.size)) return Effect.void
-    return Random.shuffle(voters).pipe(
-      Effect.flatMap((shuffled) =>
-        Effect.forEach(
-          shuffled,
-          (voter) => FiberSet.run(electorate.background, Effect.andThen(askOne(voter), settle(voter))),
-          { discard: true }
-        )
-      ),
-      Effect.andThen(answered),
-      Effect.ensuring(Effect.sync(close))
+    // All are asked or none; whoever waits may be interrupted, though.
+    return Effect.uninterruptibleMask((restore) =>
+      Random.shuffle(voters).pipe(
+        Effect.flatMap((shuffled) =>
+          Effect.forEach(
+            shuffled,
+            (voter) => FiberSet.run(electorate.background, Effect.andThen(askOne(voter), settle(voter))),
+            { discard: true }
+          )
+        ),
+        Effect.andThen(restore(answered)),
+        Effect.ensuring(Effect.sync(close))
+      )
     )
   })
 
