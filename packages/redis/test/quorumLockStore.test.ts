@@ -834,6 +834,43 @@ describe("quorum: hand-off and take-over", { concurrent: true }, () => {
   )
 
   test(
+    "take-overs that fail, each at another voter, do not evict a holder that keeps its majority",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      const client = yield* connect()
+      const holder = yield* hold(client, "k", { ttl: "30 seconds", renewEvery: 200 })
+      yield* holder.entered
+      yield* quorum.untilVotes(places, "k", 3)
+      const nonces = Effect.map(
+        Effect.forEach(places, (place) => quorum.voteAt(place, "k")),
+        (votes) => votes.map((vote) => vote?.nonce)
+      )
+      const before = yield* nonces
+      const proxies = yield* Effect.forEach(places, ({ server }) => FaultProxy.make(server))
+      const taker = yield* build(
+        QuorumLockStore.layer({ voterTimeout: 200, voters: proxies.map(({ url }, i) => ({ name: `v${i}`, url })) })
+      )
+      const untilConnected = until(
+        taker.lock.withLockIfAvailable(quorum.votes(places, "warm"), "warm").pipe(
+          Effect.map(Option.contains(3)),
+          Effect.orElseSucceed(() => false)
+        ),
+        "the taker reaches all voters"
+      )
+      for (const reached of [0, 1]) {
+        yield* untilConnected
+        yield* Effect.forEach(proxies, (proxy, i) => i === reached ? Effect.void : proxy.refuse, { discard: true })
+        const error = yield* Effect.flip(Effect.scoped(taker.lock.takeover("k")))
+        assert.strictEqual(error._tag, "LockStoreError")
+        yield* Effect.forEach(proxies, (proxy) => proxy.heal, { discard: true })
+        yield* until(Effect.map(nonces, (all) => all.every((nonce, i) => nonce === before[i])), "all votes are healed")
+      }
+      yield* holder.leave
+      assert.isTrue(Exit.isSuccess(yield* holder.exit))
+    })
+  )
+
+  test(
     "many take over at the same time: tokens differ, and the last one stays",
     Effect.gen(function*() {
       const { connect } = yield* quorum.start(3)

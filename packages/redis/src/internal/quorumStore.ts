@@ -41,8 +41,9 @@ interface Entry extends Waiter {
   lease: ballots.Ballot | undefined
   /** The voters that confirmed a release, over all tries. */
   readonly releasedBy: Set<ballots.Voter>
-  /** The voters that have told of an eviction. */
-  readonly evictedBy: Set<ballots.Voter>
+  /** How often a voter has told of an eviction, and how many of these a majority was confirmed after. */
+  evictions: number
+  outlived: number
   /** The next delay; fails with `Done` when there are no more tries. */
   step: ((now: number) => Pull.Pull<[unknown, Duration.Duration], never, unknown>) | undefined
   answeredAt: LockStore.Instant | undefined
@@ -82,7 +83,8 @@ export const make = Effect.fnUntraced(function*(
         asking: undefined,
         lease: undefined,
         releasedBy: new Set(),
-        evictedBy: new Set(),
+        evictions: 0,
+        outlived: 0,
         step: undefined,
         wake: Deferred.makeUnsafe(),
         turnUntil: Infinity,
@@ -289,7 +291,7 @@ export const make = Effect.fnUntraced(function*(
     }
     const sentAt = now()
     const held = { key: request.key, holderId: request.holderId, token: lease.token }
-    return Effect.flatMap(renewLease(operation, held, request.ttl, lease), (answer) => {
+    return Effect.flatMap(renewLease(operation, held, request.ttl, entry), (answer) => {
       if (answer === "Done") return Effect.succeed({ token: lease.token, ttl: request.ttl, sentAt })
       entry.lease = undefined
       return Effect.as(ballots.end(electorate, lease), undefined)
@@ -484,9 +486,11 @@ export const make = Effect.fnUntraced(function*(
     operation: string,
     { holderId, key, token }: LockStore.Held,
     ttl: number,
-    lease: ballots.Ballot | undefined
+    entry: Entry | undefined
   ): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> =>
     Effect.suspend(() => {
+      const lease = entry?.lease
+      const evictions = entry?.evictions ?? 0
       const votes = new Map<ballots.Voter, ballots.Vote>()
       const missing = new Set<ballots.Voter>()
       let confirmed = 0
@@ -530,6 +534,7 @@ export const make = Effect.fnUntraced(function*(
           Effect.suspend((): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> => {
             if (confirmed >= quorum) {
               isConfirmed = true
+              if (entry !== undefined) entry.outlived = Math.max(entry.outlived, evictions)
               return Effect.as(Effect.forEach(missing, healOne, { discard: true }), "Done")
             }
             return denied > voters.length - quorum
@@ -551,9 +556,13 @@ export const make = Effect.fnUntraced(function*(
       const tooLong = checkTtl("renew", ttl)
       if (tooLong !== undefined) return Effect.fail(tooLong)
       const entry = leaseOf(held)
-      return entry === null || entry?.lease?.isOver === true
-        ? Effect.succeed("NotHeld" as const)
-        : renewLease("renew", held, ttl, entry?.lease)
+      if (entry === null || entry?.lease?.isOver === true) return Effect.succeed("NotHeld" as const)
+      return Effect.map(renewLease("renew", held, ttl, entry), (answer) => {
+        if (answer === "NotHeld" && entry !== undefined && entry.evictions > entry.outlived) {
+          tell({ _tag: "TakenOver", holderId: held.holderId })
+        }
+        return answer
+      })
     })
 
   const release: LockStore.LockStore["Service"]["release"] = (held, keepFor) =>
@@ -658,10 +667,12 @@ export const make = Effect.fnUntraced(function*(
     if (entry.heardFrom.voters.size === quorum) Deferred.doneUnsafe(entry.wake, Effect.void)
   }
 
-  const evicted = (voter: ballots.Voter, holderId: string): void => {
+  /** Take-overs fail, too, and the next renewal heals what they took: that of the moment tells whether this one did. */
+  const evicted = (holderId: string): void => {
     const entry = entries.get(holderId)
-    if (entry?.lease === undefined || entry.evictedBy.add(voter).size !== quorum) return
-    tell({ _tag: "TakenOver", holderId })
+    if (entry?.lease === undefined) return
+    entry.evictions++
+    tell({ _tag: "InDoubt", key: entry.key })
   }
 
   return {
@@ -700,7 +711,7 @@ export const make = Effect.fnUntraced(function*(
       }
       if (first === undefined) return
       if (eviction === null) released(first, name, subject)
-      else evicted(first, subject)
+      else evicted(subject)
     },
     doubt: () => tell({ _tag: "InDoubt", key: undefined })
   }
