@@ -35,6 +35,7 @@ import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import type { Cluster, Redis, RedisOptions } from "ioredis"
 import * as Crypto from "node:crypto"
+import * as MemoryLoss from "./internal/memoryLoss.ts"
 import { address, driftFactor, invalid, keyPrefix, millis, resolve } from "./internal/options.ts"
 import * as ballots from "./internal/quorumBallot.ts"
 import * as QuorumStore from "./internal/quorumStore.ts"
@@ -67,12 +68,15 @@ export interface QuorumOptions {
   readonly push?: boolean | undefined
   /** The longest ttl allowed, and so for how long a lost lease may be in somebody's hands. Default 1 minute. */
   readonly maxTtl?: Duration.Input | undefined
-  /** By how much the clocks of voters may differ, and a restart may be counted wrongly. Default 5 seconds. */
+  /**
+   * By how much the clocks of voters may differ, a restart may be counted wrongly, and a replaced master of a Cluster may
+   * vote later than its successor. Default 5 seconds.
+   */
   readonly slack?: Duration.Input | undefined
   /**
    * Whether a voter that restarted, or was replaced by a replica, gives no votes for `maxTtl` and `slack`: it may have
-   * forgotten some. Without, every voter has to persist every write (`appendfsync always`). Needs `INFO` to be allowed.
-   * Default true.
+   * forgotten some. Without, every voter has to persist every write (`appendfsync always`), and a key majority must not fail
+   * over. Needs `INFO` to be allowed in scripts. Default true.
    */
   readonly quarantine?: boolean | undefined
   /**
@@ -193,12 +197,14 @@ export const layerConfig = (
  *
  * **Details**
  *
- * On a Cluster the keys of a lock lie on different nodes, so that a failover which forgets one of them leaves the others.
+ * On a Cluster the keys of a lock lie in different slots, so that mostly a failover takes only some of them. The server that
+ * was promoted may have forgotten votes, and gives none for `maxTtl` and `slack`; meanwhile the keys elsewhere have to make
+ * the majority.
  *
  * **Gotchas**
  *
- * On one server this bears the loss of keys, not that of the server. A key that is missing altogether could be new or
- * forgotten; with `assumeFresh` it counts as new.
+ * On one server this bears the loss of keys, not that of the server. Keys that are deleted are forgotten: of those of one
+ * lock, a minority at a time.
  *
  * **Example** (Two of three keys)
  *
@@ -223,7 +229,7 @@ interface Settings extends QuorumStore.Settings, ballots.Settings, voters.Settin
 const make = Effect.fnUntraced(function*(
   options: Options
 ): Effect.fn.Return<LockStore.LockStore["Service"], LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> {
-  const settings = yield* resolve(() => settingsOf("redis-quorum", options, false))
+  const settings = yield* resolve(() => settingsOf("redis-quorum", options))
   const all = yield* resolve(() =>
     checkVoters(options.voters).map((voter) => new voters.ServerVoter(voter.name, settings.keyPrefix))
   )
@@ -257,7 +263,7 @@ const makeKeyMajority = Effect.fnUntraced(function*(
       throw invalid("majority", majority, "a whole number from 1 to 50: a lease takes so many of 2 · majority - 1 keys")
     }
     address(options.url)
-    return settingsOf("redis-key-majority", options, options.assumeFresh ?? true)
+    return settingsOf("redis-key-majority", options)
   })
   let client: RedisClient.RedisClient | undefined
   // No voter is a server of its own, so none of them can be down alone.
@@ -275,6 +281,17 @@ const makeKeyMajority = Effect.fnUntraced(function*(
     Effect.gen(function*() {
       client = yield* connectTo(options, settings.commandTimeout)
       yield* voters.checkServer("Redis", client)
+      if (settings.quarantine > 0) {
+        const memoryLoss = yield* MemoryLoss.make(client, {
+          ...settings,
+          // Not that of `lockDelay`, which knows of no `maxTtl`.
+          keyPrefix: `${settings.keyPrefix}:keys`,
+          longestTtl: settings.maxTtl,
+          option: "quarantine"
+        })
+        yield* memoryLoss.start
+        client = memoryLoss.client
+      }
       if (settings.inbox === "") return
       yield* client.subscribe(settings.inbox + clientId, (message) => store.receive(all, message), () => {})
     }))
@@ -329,7 +346,7 @@ const addressOf = ({ client, options, url }: Voter): string => {
   return path ?? `${host}:${port}`
 }
 
-const settingsOf = (name: string, options: QuorumOptions, fresh: boolean): Settings => {
+const settingsOf = (name: string, options: QuorumOptions): Settings => {
   const prefix = keyPrefix(options.keyPrefix)
   const maxTtl = millis("maxTtl", options.maxTtl ?? 60_000)
   const slack = millis("slack", options.slack ?? 5000)
@@ -349,7 +366,6 @@ const settingsOf = (name: string, options: QuorumOptions, fresh: boolean): Setti
     retention: maxTtl + slack,
     quarantine: quarantine ? maxTtl + slack : 0,
     assumeFresh: options.assumeFresh ?? true,
-    fresh,
     inbox: (options.push ?? true) ? `${prefix}:inbox:` : ""
   }
 }

@@ -702,6 +702,7 @@ const resolve = (options: StoreOptions, isCluster: boolean): Effect.Effect<Setti
       assumeFresh: options.assumeFresh ?? true,
       longestTtl: millis("longestTtl", options.longestTtl ?? 30_000),
       slack: millis("slack", options.slack ?? 5000),
+      option: "lockDelay",
       replicas: options.replicas === undefined ? undefined : replicasOf(options.replicas, commandTimeout, isCluster)
     }
   })

@@ -14,7 +14,6 @@ const settings: ballots.Settings = {
   maxTtl: 1000,
   retention: 60_000,
   quarantine: 0,
-  fresh: true,
   inbox: ""
 }
 

@@ -9,6 +9,7 @@ import * as scripts from "../src/internal/quorumScripts.ts"
 import { build, hold, until } from "./support/client.ts"
 import { quietly, withLog } from "./support/observe.ts"
 import * as quorum from "./support/quorum.ts"
+import { occupy, replicated } from "./support/topology.ts"
 
 const timeout = 60_000
 
@@ -185,7 +186,6 @@ describe("quorum: locks", { concurrent: true }, () => {
           maxTtl: 60_000,
           retention: 65_000,
           quarantine: 0,
-          fresh: true,
           inbox: ""
         }
       })
@@ -267,7 +267,6 @@ describe("quorum: locks", { concurrent: true }, () => {
             maxTtl: 60_000,
             retention: 65_000,
             quarantine: 0,
-            fresh: true,
             inbox: ""
           }
         }))
@@ -687,7 +686,7 @@ describe("quorum: key majority", { concurrent: true }, () => {
 
 describe("quorum: key majority, memory loss", { concurrent: true }, () => {
   test(
-    "a key that another process has known gives no vote until every lease has run out",
+    "a server that is not the process it was gives no vote for any key until every lease has run out",
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
       const { lock } = yield* build(
@@ -695,12 +694,45 @@ describe("quorum: key majority, memory loss", { concurrent: true }, () => {
         { ttl: 1000 }
       )
       yield* lock.withLock(Effect.void, "k")
-      for (const i of [0, 1]) {
-        yield* server.command("HSET", `effect-lock:${i}:k`, "q", "0123456789012345678901234567890123456789 1")
+      // As a replica that was promoted: it has the mark of its master, and may lack what came last.
+      yield* server.command("SET", "effect-lock:keys:mark", "0123456789012345678901234567890123456789 0 2000 0 0")
+      const started = performance.now()
+      const error = storeError(yield* Effect.exit(lock.withLock(Effect.void, "new")))
+      assert.match(error.detail!, /key 0: quarantined .*key 1: quarantined .*key 2: quarantined/)
+      yield* lock.withLock(Effect.void, "new").pipe(Effect.retry({ schedule: Schedule.spaced(100), times: 200 }))
+      assert.isAtLeast(performance.now() - started, 2990)
+      for (const key of yield* server.keys("*")) {
+        assert.isAbove((yield* server.command("PTTL", key)) as number, 0, `expiry of ${key}`)
       }
+    })
+  )
+
+  test(
+    "a server that lost its memory is noticed by whoever used it before",
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const { lock } = yield* build(
+        QuorumLockStore.layerKeyMajority({ url: server.url, majority: 2, maxTtl: 2000, slack: 1000 }),
+        { ttl: 1000 }
+      )
+      yield* lock.withLock(Effect.void, "k")
+      yield* server.command("FLUSHALL")
       const error = storeError(yield* Effect.exit(lock.withLock(Effect.void, "k")))
-      assert.match(error.detail!, /key 0: quarantined .*key 1: quarantined .*key 2: granted/)
-      yield* lock.withLock(Effect.void, "k").pipe(Effect.retry({ schedule: Schedule.spaced(100), times: 100 }))
+      assert.match(error.detail!, /key 0: quarantined .*key 1: quarantined .*key 2: quarantined/)
+    })
+  )
+
+  test(
+    "where INFO is denied the layer fails, and says what to set",
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      yield* server.command("ACL", "SETUSER", "app", "reset", "on", ">secret", "~*", "&*", "+@all", "-info")
+      const url = `redis://app:secret@${server.host}:${server.port}`
+      const options = { url, options: { enableReadyCheck: false }, majority: 2 }
+      const error = storeError(yield* Effect.exit(build(QuorumLockStore.layerKeyMajority(options))))
+      assert.match(error.detail!, /set quarantine to false/)
+      const { lock } = yield* build(QuorumLockStore.layerKeyMajority({ ...options, quarantine: false }))
+      yield* lock.withLock(Effect.void, "k")
     })
   )
 })
@@ -731,6 +763,64 @@ describe("quorum: key majority on a Cluster", () => {
       yield* waiter.entered
       assert.isAbove((yield* one.store.inspect("k")).holders[0]!.token, token)
       yield* waiter.leave
+    })
+  )
+
+  test(
+    "G1: a failover that forgets one of three keys does not let a second holder in",
+    Effect.gen(function*() {
+      const cluster = yield* RedisServer.makeCluster({ nodeTimeout: "3 seconds" })
+      const connect = build(
+        QuorumLockStore.layerKeyMajority({ cluster: { nodes: cluster.addresses }, majority: 2 }),
+        { ttl: "50 seconds", renewEvery: "49 seconds" }
+      )
+      const [one, other] = [yield* connect, yield* connect]
+      let key = ""
+      let masters: ReadonlyArray<RedisServer.ClusterNode> = []
+      for (let i = 0; new Set(masters.map(({ port }) => port)).size < 3; i++) {
+        key = `k${i}`
+        masters = yield* Effect.forEach([0, 1, 2], (n) => cluster.masterOf(`effect-lock:${n}:${key}`))
+      }
+      const [, failing, contended] = masters as [
+        RedisServer.ClusterNode,
+        RedisServer.ClusterNode,
+        RedisServer.ClusterNode
+      ]
+      const replicas = yield* cluster.replicasOf(failing)
+      yield* replicated(failing, replicas.length)
+      yield* Effect.forEach(replicas, (replica) => replica.pause, { discard: true })
+      yield* failing.command("CLIENT", "KILL", "TYPE", "replica")
+      // Somebody else has the third vote for a moment, so that what is left is a bare majority.
+      const third = `effect-lock:2:${key}`
+      const wish = ["other", 1, "other", 1, 0, "{}", 65_000, 0, 0, 0, "ask", "", "", ""]
+      const hold = yield* contended.command("EVAL", scripts.acquire.source, 1, third, ...wish)
+      assert.strictEqual((hold as ReadonlyArray<unknown>)[0], 1)
+      yield* contended.command("HSET", third, "u", "9000000000000")
+      const holder = yield* occupy(one, key)
+      yield* holder.entered
+      yield* contended.command("HSET", third, "u", "1")
+      yield* failing.kill
+      yield* Effect.forEach(replicas, (replica) => replica.resume, { discard: true })
+      const tryInVain = other.lock.withLockIfAvailable(Effect.sync(holder.isInside), key).pipe(
+        Effect.tap((entered) => Effect.sync(() => assert.isTrue(Option.isNone(entered)))),
+        Effect.ignore
+      )
+      // What has been promoted has noticed that it was a replica.
+      yield* until(
+        Effect.gen(function*() {
+          yield* tryInVain
+          const promoted = yield* cluster.masterOf(`effect-lock:1:${key}`)
+          if (promoted.port === failing.port) return false
+          const marks = yield* promoted.keys("effect-lock:keys:mark*")
+          const values = yield* Effect.forEach(marks, (mark) => promoted.command("GET", mark))
+          const process = /run_id:(\w+)/.exec(String(yield* promoted.command("INFO", "server")))![1]!
+          return values.some((value) => String(value).startsWith(`${process} `))
+        }).pipe(Effect.orElseSucceed(() => false)),
+        "the promoted server knows that it was a replica"
+      )
+      yield* tryInVain
+      assert.isTrue(holder.isInside())
+      yield* holder.leave
     })
   )
 })
