@@ -271,7 +271,7 @@ const makeKeyMajority = Effect.fnUntraced(function*(
     name: `key ${i}`,
     mark: undefined,
     keyOf: (key) => `${settings.keyPrefix}:${i}:${key}`,
-    run: (script, keys, args) => Effect.suspend(() => client!.run(script, keys, args)),
+    run: (...call) => Effect.suspend(() => client!.run(...call)),
     list: (begin) => Effect.suspend(() => client!.scan(`${RedisClient.escapeGlob(begin)}*`)),
     trouble: undefined,
     recovered: Effect.void,

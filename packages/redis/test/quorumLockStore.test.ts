@@ -322,6 +322,56 @@ describe("quorum: locks", { concurrent: true }, () => {
     })
   )
 
+  it.live(
+    "a vote that is given after it was taken back, and after everybody has given up on it, is taken back again",
+    () =>
+      withLog((lines) =>
+        Effect.scoped(Effect.gen(function*() {
+          const { places } = yield* quorum.start(3)
+          const gate = yield* Deferred.make<void>()
+          let isHeld = false
+          const voters = yield* Effect.forEach(places, ({ name, server }) =>
+            Effect.acquireRelease(
+              Effect.sync(() => {
+                const real = new Redis(server.url)
+                // As over a connection that is made anew: the request for the vote comes last.
+                const evalsha = async (sha: string, ...args: Array<string | number>) => {
+                  if (name === "a" && sha === scripts.acquire.sha) {
+                    isHeld = true
+                    await Effect.runPromise(Deferred.await(gate))
+                  }
+                  return (real.evalsha as (...args: Array<string | number>) => Promise<unknown>)(sha, ...args)
+                }
+                return { name, real, client: Object.assign(Object.create(real), { evalsha }) as Redis }
+              }),
+              ({ real }) => Effect.promise(() => real.quit())
+            ))
+          const client = yield* build(
+            QuorumLockStore.layer({ voters: voters.map(({ client, name }) => ({ name, client })) })
+          )
+          const holder = yield* hold(client, "k", { ttl: "1 minute" })
+          yield* holder.entered
+          assert.isTrue(isHeld)
+          yield* holder.leave
+          yield* until(
+            Effect.sync(() => lines.some(({ text }) => /voter a does not answer: no answer within/.test(text))),
+            "the request has timed out"
+          )
+          const recording = yield* places[0]!.server.monitor
+          yield* Deferred.succeed(gate, undefined)
+          yield* until(
+            Effect.map(
+              recording.all,
+              (all) => all.some(({ command }) => command[1] === scripts.acquire.sha)
+            ),
+            "the request is executed"
+          )
+          yield* quorum.untilTakenBack(places, "k")
+        }))
+      ),
+    timeout
+  )
+
   test(
     "interrupted at any moment, leaves no vote with any voter",
     Effect.gen(function*() {

@@ -68,13 +68,15 @@ export class ServerVoter implements Voter {
     return this.#troubled.await
   }
 
-  run: RedisClient.RedisClient["run"] = (script, keys, args) =>
+  run: RedisClient.RedisClient["run"] = (script, keys, args, onUnanswered) =>
     Effect.suspend(() =>
       this.client === undefined
         ? this.#unconnected(script.name)
-        : Effect.tapError(this.client.run(script, keys, args), ({ detail, limit, reason }) =>
+        : Effect.tapError(this.client.run(script, keys, args, onUnanswered), ({ detail, limit, reason }) =>
           Effect.sync(() => {
-            if (reason === "Refused") return
+            if (reason === "Refused") {
+              return
+            }
             this.suspect(
               reason === "Timeout"
                 ? { _tag: "NoAnswer", reason: "timeout", detail: `no answer within ${limit} ms` }
