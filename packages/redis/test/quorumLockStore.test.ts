@@ -6,6 +6,7 @@ import { Redis } from "ioredis"
 import { QuorumLockStore, RedisClient } from "../src/index.ts"
 import * as ballots from "../src/internal/quorumBallot.ts"
 import * as scripts from "../src/internal/quorumScripts.ts"
+import { Turns, type Waiter } from "../src/internal/quorumWaiting.ts"
 import { build, hold, until } from "./support/client.ts"
 import { quietly, withLog } from "./support/observe.ts"
 import * as quorum from "./support/quorum.ts"
@@ -104,6 +105,34 @@ describe("quorum: locks", { concurrent: true }, () => {
         concurrency: "unbounded",
         discard: true
       })
+    })
+  )
+
+  test(
+    "whoever has the turn wakes the next one when he leaves, also behind one that has not come back for it",
+    Effect.sync(() => {
+      let now = 0
+      const turns = new Turns(() => now)
+      const [gone, first, second, third] = ["gone", "first", "second", "third"].map((holderId, i): Waiter => {
+        const waiter = {
+          key: "k",
+          holderId,
+          wake: Deferred.makeUnsafe<void>(),
+          turnUntil: i === 0 ? 1 : 3,
+          standing: []
+        }
+        turns.enter(waiter)
+        return waiter
+      }) as [Waiter, Waiter, Waiter, Waiter]
+      const awake = () => [gone, first, second, third].filter(({ wake }) => Deferred.isDoneUnsafe(wake))
+      now = 2
+      turns.leave(second)
+      assert.deepStrictEqual(awake(), [])
+      turns.leave(first)
+      assert.deepStrictEqual(awake(), [third])
+      turns.leave(gone)
+      turns.leave(third)
+      assert.strictEqual(turns.count("k"), 0)
     })
   )
 
