@@ -983,6 +983,31 @@ describe("quorum: hand-off and take-over", { concurrent: true }, () => {
   )
 
   test(
+    "an adoption that others contend for without end is not refused as if one of them had succeeded",
+    Effect.gen(function*() {
+      const { connect, places } = yield* quorum.start(3)
+      // For twice as long nobody can tell whether they will put back what they got.
+      const store = { voterTimeout: "10 seconds" } as const
+      const [a, b] = [yield* connect({ store }), yield* connect({ store })]
+      const { ticketId, token, ...ticket } = yield* handOff(a, "k")
+      const hash = "effect-lock:quorum:k"
+      const rivals = places.slice(0, 2)
+      for (const { name, server } of rivals) {
+        const wish = [name, 1, name, 30_000, 0, "{}", 65_000, 0, 0, 0, "adopt", ticketId, token, ""]
+        const reply = yield* server.command("EVAL", scripts.acquire.source, 1, hash, ...wish)
+        assert.strictEqual((reply as ReadonlyArray<unknown>)[0], 1)
+      }
+      assert.strictEqual(yield* refusal(b, { ...ticket, ticketId, token }), "LockStoreError")
+      for (const { name, server } of rivals) {
+        const putBack = [`${name}-1`, "", "", 0, 0, "", name, 65_000, ticketId, token]
+        yield* server.command("EVAL", scripts.release.source, 1, hash, ...putBack)
+      }
+      const lease = yield* b.lock.adopt({ ...ticket, ticketId, token })
+      assert.isAbove(lease.token, token)
+    })
+  )
+
+  test(
     "a take-over interrupts the holder at once, and its token is too small",
     Effect.gen(function*() {
       const { connect } = yield* quorum.start(3)

@@ -451,14 +451,21 @@ export const make = Effect.fnUntraced(function*(
         if (verdict.reason === "unavailable") return Effect.fail(undecided("adopt", votes))
         if (verdict.reason === "slow") return Effect.fail(slow(request, "adopt"))
         const reasons = new Set<string>()
-        let isOpen = false
+        const adopters: Array<ballots.Holder> = []
+        let spent = 0
         for (const vote of votes.values()) {
-          if (vote._tag === "Spent") reasons.add(vote.reason)
-          if (vote._tag === "Spent" && vote.by !== undefined && ballots.isYoung(electorate, vote.by)) isOpen = true
-          if (vote._tag === "Granted") isOpen = true
+          if (vote._tag !== "Spent") continue
+          reasons.add(vote.reason)
+          // Perhaps two adopt at the same time and neither has a majority, or one has failed: what they got is put back.
+          if (vote.reason === "Adopted" && vote.by !== undefined && ballots.isYoung(electorate, vote.by)) {
+            adopters.push(vote.by)
+          } else spent++
         }
-        // Perhaps two adopt at the same time and neither has a majority, or one has failed: what they got is put back.
-        if (isOpen && tries > 1) return backOff(entry, adoptNow(ticket, request, entry, tries - 1))
+        if (spent < quorum) {
+          if (tries > 1) return backOff(entry, adoptNow(ticket, request, entry, tries - 1))
+          const isAdopted = ballots.tally(adopters).some(({ length }) => length >= quorum)
+          if (!isAdopted) return Effect.fail(undecided("adopt", votes))
+        }
         const reason = reasons.has("Adopted") ? "Adopted" : reasons.has("TakenOver") ? "TakenOver" : "Expired"
         return Effect.succeed({ _tag: "Refused", reason })
       }
