@@ -633,6 +633,22 @@ describe("quorum: memory loss", { concurrent: true }, () => {
   )
 
   test(
+    "a voter that withholds its vote from healing says so, and does not look as if somebody else had it",
+    Effect.gen(function*() {
+      const { places } = yield* quorum.start(1)
+      const heal = (nonce: string, quarantine: number) =>
+        Effect.suspend(() => {
+          const args = [nonce, nonce, 1, 30_000, 0, "{}", 65_000, quarantine]
+          return places[0]!.server.command("EVAL", scripts.heal.source, 2, "k", "mark", ...args)
+        })
+      assert.strictEqual(yield* heal("one-1", 60_000), 2)
+      assert.strictEqual(yield* heal("one-1", 0), 1)
+      assert.strictEqual(yield* heal("one-1", 60_000), 1)
+      assert.strictEqual(yield* heal("other-1", 60_000), 0)
+    })
+  )
+
+  test(
     "two of three restarted empty: the lease is lost and not healed, and nobody gets the key before it has run out",
     Effect.gen(function*() {
       const { connect, places } = yield* quorum.start(3)
