@@ -137,9 +137,14 @@ elseif live and mode ~= 'take' then
   local owner, earlier = string.match(nonce, '^(%w+)%-(%d+)$')
   if not (owner == client and holder == id and tonumber(earlier) < round) then
     if wait > 0 then
-      local latest = tonumber(redis.call('HGET', K, 'w') or 0)
-      redis.call('HSET', K, 'w', int(math.max(latest, now + wait)), 'w:' .. client,
-        int(now + wait) .. ' ' .. ARGV[10] .. ' ' .. string.len(id) .. ' ' .. id .. ARGV[6])
+      local latest, known = unpack(redis.call('HMGET', K, 'w', 'w:' .. client))
+      local alive, same = string.match(known or '', '^(%d+) (.*)$')
+      local waiter = ARGV[10] .. ' ' .. string.len(id) .. ' ' .. id .. ARGV[6]
+      -- Every write is a change that the holder's tracking is told of.
+      if same ~= waiter or tonumber(alive) < now + wait / 2 then
+        redis.call('HSET', K, 'w', int(math.max(tonumber(latest or 0), now + wait)),
+          'w:' .. client, int(now + wait) .. ' ' .. waiter)
+      end
     end
     return { 0, int(counter), who() }
   end
