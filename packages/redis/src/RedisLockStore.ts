@@ -325,7 +325,16 @@ const makeStore = Effect.fnUntraced(function*(
     clock
   )
   const tracking = settings.tracking && version >= 6
-    ? yield* Tracking.make(redis, (key) => keysOf(key)[0]!, tell, clock)
+    ? yield* Tracking.make(
+      (key) => keysOf(key)[0]!,
+      (hash, ids) =>
+        Effect.map(
+          redis.commandTracked("hmget", hash, ...ids.map((id) => `h:${id}`)),
+          (reply) => ids.filter((_, i) => (reply as ReadonlyArray<unknown>)[i] === null)
+        ),
+      (key) => tell({ _tag: "InDoubt", key }),
+      clock
+    )
     : undefined
   if (settings.push) {
     yield* redis.subscribe(
@@ -581,7 +590,7 @@ const makeStore = Effect.fnUntraced(function*(
     },
     settings.replicas
   )
-  return tracking?.isOn() === true ? tracking.observe(confirmed) : confirmed
+  return tracking?.isOn() === true ? Tracking.observePermits(confirmed, tracking) : confirmed
 })
 
 type HolderReply = readonly [

@@ -552,7 +552,8 @@ describe("quorum: memory loss", { concurrent: true }, () => {
     "heals where a majority has been confirmed in the same round, and nowhere else",
     Effect.gen(function*() {
       const { connect, places } = yield* quorum.start(3)
-      const client = yield* connect({ lock: { ttl: 1500 } })
+      // A renewal that a deleted vote calls for may come at the same time as a regular one.
+      const client = yield* connect({ lock: { ttl: 1500 }, store: { tracking: false } })
       const holder = yield* hold(client, "k")
       yield* holder.entered
       yield* quorum.untilVotes(places, "k", 3)

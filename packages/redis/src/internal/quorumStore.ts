@@ -28,8 +28,8 @@ export interface Store {
   readonly service: LockStore.LockStore["Service"]
   /** A voter has told this client of a release, or of the eviction of one of its holders. */
   readonly receive: (from: ReadonlyArray<ballots.Voter>, message: string) => void
-  /** A voter may have forgotten votes. */
-  readonly doubt: () => void
+  /** A voter may have forgotten votes, on this key or on any. */
+  readonly doubt: (key?: string) => void
 }
 
 /** Who asked for a key through this store, from the first attempt until the release or abandon. */
@@ -720,7 +720,7 @@ export const make = Effect.fnUntraced(function*(
       if (eviction === null) released(first, name, subject)
       else evicted(subject)
     },
-    doubt: () => tell({ _tag: "InDoubt", key: undefined })
+    doubt: (key) => tell({ _tag: "InDoubt", key })
   }
 })
 
