@@ -376,7 +376,10 @@ describe("quorum: locks", { concurrent: true }, () => {
               ({ real }) => Effect.promise(() => real.quit())
             ))
           const client = yield* build(
-            QuorumLockStore.layer({ voters: voters.map(({ client, name }) => ({ name, client })) })
+            QuorumLockStore.layer({
+              voterTimeout: "2500 millis",
+              voters: voters.map(({ client, name }) => ({ name, client }))
+            })
           )
           const holder = yield* hold(client, "k", { ttl: "1 minute" })
           yield* holder.entered
@@ -786,17 +789,23 @@ describe("quorum: key majority, memory loss", { concurrent: true }, () => {
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
       const { lock } = yield* build(
-        QuorumLockStore.layerKeyMajority({ url: server.url, majority: 2, maxTtl: 2000, slack: 1000 }),
-        { ttl: 1000 }
+        QuorumLockStore.layerKeyMajority({
+          url: server.url,
+          majority: 2,
+          maxTtl: 5000,
+          slack: 1000,
+          voterTimeout: 5000
+        }),
+        { ttl: 5000 }
       )
       yield* lock.withLock(Effect.void, "k")
       // As a replica that was promoted: it has the mark of its master, and may lack what came last.
-      yield* server.command("SET", "effect-lock:keys:mark", "0123456789012345678901234567890123456789 0 2000 0 0")
+      yield* server.command("SET", "effect-lock:keys:mark", "0123456789012345678901234567890123456789 0 5000 0 0")
       const started = performance.now()
       const error = storeError(yield* Effect.exit(lock.withLock(Effect.void, "new")))
       assert.match(error.detail!, /key 0: quarantined .*key 1: quarantined .*key 2: quarantined/)
       yield* lock.withLock(Effect.void, "new").pipe(Effect.retry({ schedule: Schedule.spaced(100), times: 200 }))
-      assert.isAtLeast(performance.now() - started, 2990)
+      assert.isAtLeast(performance.now() - started, 5990)
       for (const key of yield* server.keys("*")) {
         assert.isAbove((yield* server.command("PTTL", key)) as number, 0, `expiry of ${key}`)
       }
@@ -808,8 +817,14 @@ describe("quorum: key majority, memory loss", { concurrent: true }, () => {
     Effect.gen(function*() {
       const server = yield* RedisServer.make()
       const { lock } = yield* build(
-        QuorumLockStore.layerKeyMajority({ url: server.url, majority: 2, maxTtl: 2000, slack: 1000 }),
-        { ttl: 1000 }
+        QuorumLockStore.layerKeyMajority({
+          url: server.url,
+          majority: 2,
+          maxTtl: 5000,
+          slack: 1000,
+          voterTimeout: 5000
+        }),
+        { ttl: 5000 }
       )
       yield* lock.withLock(Effect.void, "k")
       yield* server.command("FLUSHALL")
@@ -867,7 +882,11 @@ describe("quorum: key majority on a Cluster", () => {
     Effect.gen(function*() {
       const cluster = yield* RedisServer.makeCluster({ nodeTimeout: "3 seconds" })
       const connect = build(
-        QuorumLockStore.layerKeyMajority({ cluster: { nodes: cluster.addresses }, majority: 2 }),
+        QuorumLockStore.layerKeyMajority({
+          cluster: { nodes: cluster.addresses },
+          majority: 2,
+          voterTimeout: "2500 millis"
+        }),
         { ttl: "50 seconds", renewEvery: "49 seconds" }
       )
       const [one, other] = [yield* connect, yield* connect]
@@ -1048,7 +1067,7 @@ describe("quorum: hand-off and take-over", { concurrent: true }, () => {
     "take-overs that fail, each at another voter, do not evict a holder that keeps its majority",
     Effect.gen(function*() {
       const { connect, places } = yield* quorum.start(3)
-      const client = yield* connect()
+      const client = yield* connect({ store: { voterTimeout: "5 seconds" } })
       const holder = yield* hold(client, "k", { ttl: "30 seconds", renewEvery: 200 })
       yield* holder.entered
       yield* quorum.untilVotes(places, "k", 3)
@@ -1059,7 +1078,7 @@ describe("quorum: hand-off and take-over", { concurrent: true }, () => {
       const before = yield* nonces
       const proxies = yield* Effect.forEach(places, ({ server }) => FaultProxy.make(server))
       const taker = yield* build(
-        QuorumLockStore.layer({ voterTimeout: 200, voters: proxies.map(({ url }, i) => ({ name: `v${i}`, url })) })
+        QuorumLockStore.layer({ voterTimeout: 5000, voters: proxies.map(({ url }, i) => ({ name: `v${i}`, url })) })
       )
       const untilConnected = until(
         taker.lock.withLockIfAvailable(quorum.votes(places, "warm"), "warm").pipe(
