@@ -35,10 +35,12 @@ import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import type { Cluster, Redis, RedisOptions } from "ioredis"
 import * as Crypto from "node:crypto"
+import * as MemoryLoss from "./internal/memoryLoss.ts"
 import { address, driftFactor, invalid, keyPrefix, millis, resolve } from "./internal/options.ts"
 import * as ballots from "./internal/quorumBallot.ts"
 import * as QuorumStore from "./internal/quorumStore.ts"
 import * as voters from "./internal/quorumVoter.ts"
+import * as Tracking from "./internal/tracking.ts"
 import * as RedisClient from "./RedisClient.ts"
 import type * as RedisLockStore from "./RedisLockStore.ts"
 
@@ -65,14 +67,25 @@ export interface QuorumOptions {
   readonly retry?: Schedule.Schedule<unknown> | undefined
   /** Whether releases are pushed to those who wait. Default true. */
   readonly push?: boolean | undefined
+  /**
+   * Whether a holder is told at once that somebody else has deleted its key at a voter: by `DEL`, `FLUSHALL`, eviction. It
+   * then renews at once, which heals a minority, and ends a lease that has lost its majority. Otherwise its next renewal
+   * finds out. It costs one small read at each voter for a lease that is held for longer than 50 milliseconds, and one for
+   * each renewal. Default true, which means where the server can: from Redis 6 on, not on a Cluster, not over a borrowed
+   * client, not without `push`, and not if the user may not use `CLIENT TRACKING` or `SUBSCRIBE __redis__:invalidate`.
+   */
+  readonly tracking?: boolean | undefined
   /** The longest ttl allowed, and so for how long a lost lease may be in somebody's hands. Default 1 minute. */
   readonly maxTtl?: Duration.Input | undefined
-  /** By how much the clocks of voters may differ, and a restart may be counted wrongly. Default 5 seconds. */
+  /**
+   * By how much the clocks of voters may differ, a restart may be counted wrongly, and a replaced master of a Cluster may
+   * vote later than its successor. Default 5 seconds.
+   */
   readonly slack?: Duration.Input | undefined
   /**
    * Whether a voter that restarted, or was replaced by a replica, gives no votes for `maxTtl` and `slack`: it may have
-   * forgotten some. Without, every voter has to persist every write (`appendfsync always`). Needs `INFO` to be allowed.
-   * Default true.
+   * forgotten some. Without, every voter has to persist every write (`appendfsync always`), and a key majority must not fail
+   * over. Needs `INFO` to be allowed in scripts. Default true.
    */
   readonly quarantine?: boolean | undefined
   /**
@@ -193,12 +206,14 @@ export const layerConfig = (
  *
  * **Details**
  *
- * On a Cluster the keys of a lock lie on different nodes, so that a failover which forgets one of them leaves the others.
+ * On a Cluster the keys of a lock lie in different slots, so that mostly a failover takes only some of them. The server that
+ * was promoted may have forgotten votes, and gives none for `maxTtl` and `slack`; meanwhile the keys elsewhere have to make
+ * the majority.
  *
  * **Gotchas**
  *
- * On one server this bears the loss of keys, not that of the server. A key that is missing altogether could be new or
- * forgotten; with `assumeFresh` it counts as new.
+ * On one server this bears the loss of keys, not that of the server. Keys that are deleted are forgotten: of those of one
+ * lock, a minority at a time.
  *
  * **Example** (Two of three keys)
  *
@@ -218,30 +233,25 @@ export const layerKeyMajority = (
 
 interface Settings extends QuorumStore.Settings, ballots.Settings, voters.Settings {
   readonly keyPrefix: string
+  readonly tracking: boolean
 }
 
 const make = Effect.fnUntraced(function*(
   options: Options
 ): Effect.fn.Return<LockStore.LockStore["Service"], LockError.LockStoreError | LockError.LockInvalid, Scope.Scope> {
-  const settings = yield* resolve(() => settingsOf("redis-quorum", options, false))
+  const settings = yield* resolve(() => settingsOf("redis-quorum", options))
   const all = yield* resolve(() =>
     checkVoters(options.voters).map((voter) => new voters.ServerVoter(voter.name, settings.keyPrefix))
   )
-  return yield* makeStore(settings, all, (clientId, store) =>
+  const optionsOf = (voter: voters.ServerVoter) => options.voters[all.indexOf(voter)]!
+  const tracked = all.filter((voter) => optionsOf(voter).client === undefined)
+  return yield* makeStore(settings, all, tracked, (listen, doubt) =>
     Clock.clockWith((clock) =>
       voters.connect(
         all,
-        (voter) =>
-          Effect.tap(
-            connectTo(options.voters[all.indexOf(voter)]!, settings.commandTimeout),
-            (client) =>
-              settings.inbox === "" ? Effect.void : client.subscribe(
-                settings.inbox + clientId,
-                (message) => store.receive([voter], message),
-                () => voter.recheck()
-              )
-          ),
-        store.doubt,
+        (voter) => connectTo(optionsOf(voter), settings.commandTimeout),
+        (voter, client, version) => listen([voter], client, version, () => voter.recheck()),
+        doubt,
         settings,
         clock
       )
@@ -257,7 +267,7 @@ const makeKeyMajority = Effect.fnUntraced(function*(
       throw invalid("majority", majority, "a whole number from 1 to 50: a lease takes so many of 2 · majority - 1 keys")
     }
     address(options.url)
-    return settingsOf("redis-key-majority", options, options.assumeFresh ?? true)
+    return settingsOf("redis-key-majority", options)
   })
   let client: RedisClient.RedisClient | undefined
   // No voter is a server of its own, so none of them can be down alone.
@@ -265,36 +275,77 @@ const makeKeyMajority = Effect.fnUntraced(function*(
     name: `key ${i}`,
     mark: undefined,
     keyOf: (key) => `${settings.keyPrefix}:${i}:${key}`,
-    run: (script, keys, args) => Effect.suspend(() => client!.run(script, keys, args)),
+    run: (...call) => Effect.suspend(() => client!.run(...call)),
     list: (begin) => Effect.suspend(() => client!.scan(`${RedisClient.escapeGlob(begin)}*`)),
     trouble: undefined,
     recovered: Effect.void,
     suspect: () => {}
   }))
-  return yield* makeStore(settings, all, (clientId, store) =>
+  const tracked = options.client === undefined && options.cluster === undefined ? all : []
+  return yield* makeStore(settings, all, tracked, (listen) =>
     Effect.gen(function*() {
       client = yield* connectTo(options, settings.commandTimeout)
-      yield* voters.checkServer("Redis", client)
-      if (settings.inbox === "") return
-      yield* client.subscribe(settings.inbox + clientId, (message) => store.receive(all, message), () => {})
+      const version = yield* voters.checkServer("Redis", client)
+      if (settings.quarantine > 0) {
+        const memoryLoss = yield* MemoryLoss.make(client, {
+          ...settings,
+          // Not that of `lockDelay`, which knows of no `maxTtl`.
+          keyPrefix: `${settings.keyPrefix}:keys`,
+          longestTtl: settings.maxTtl,
+          option: "quarantine"
+        })
+        yield* memoryLoss.start
+        client = memoryLoss.client
+      }
+      yield* listen(all, client, version, () => {})
     }))
 })
+
+/** Hears what voters on one connection tell: of releases, of take-overs, and where they are tracked, of deleted keys. */
+type Listen = (
+  from: ReadonlyArray<ballots.Voter>,
+  client: RedisClient.RedisClient,
+  version: number,
+  onReconnect: () => void
+) => Effect.Effect<void, LockError.LockStoreError, Scope.Scope>
 
 const makeStore = Effect.fnUntraced(function*(
   settings: Settings,
   all: ReadonlyArray<ballots.Voter>,
-  connect: (
-    clientId: string,
-    store: QuorumStore.Store
-  ) => Effect.Effect<void, LockError.LockStoreError, Scope.Scope>
+  tracked: ReadonlyArray<ballots.Voter>,
+  connect: (listen: Listen, doubt: () => void) => Effect.Effect<void, LockError.LockStoreError, Scope.Scope>
 ): Effect.fn.Return<LockStore.LockStore["Service"], LockError.LockStoreError, Scope.Scope> {
   const clientId = Crypto.randomUUID().replaceAll("-", "")
   // Closed last: what is still under way needs the connections.
   const connections = yield* Effect.flatMap(Scope.Scope, Scope.fork)
   const electorate = yield* ballots.makeElectorate({ clientId, voters: all, settings })
   const store = yield* QuorumStore.make(electorate, settings)
-  yield* Scope.provide(connect(clientId, store), connections)
-  return store.service
+  const clients = new Map<ballots.Voter, RedisClient.RedisClient>()
+  const trackings = new Map<ballots.Voter, Tracking.Tracking>()
+  for (const voter of settings.tracking ? tracked : []) {
+    const look = (hash: string, holderIds: ReadonlyArray<string>) =>
+      Effect.map(clients.get(voter)!.commandTracked("hmget", hash, "i"), (reply) => {
+        const [votedFor] = reply as ReadonlyArray<string | null>
+        return holderIds.filter((id) => id !== votedFor)
+      })
+    trackings.set(voter, yield* Tracking.make(voter.keyOf, look, store.doubt, electorate.clock))
+  }
+  const listen: Listen = (from, client, version, onReconnect) => {
+    if (settings.inbox === "") return Effect.void
+    const trackers = version < 6 ? [] : from.flatMap((voter) => trackings.get(voter) ?? [])
+    for (const voter of from) clients.set(voter, client)
+    return client.subscribe(
+      settings.inbox + clientId,
+      (message) => store.receive(from, message),
+      onReconnect,
+      trackers.length === 0 ? undefined : {
+        onStart: () => trackers.forEach((tracker) => tracker.onStart()),
+        onChange: (key) => trackers.forEach((tracker) => tracker.onChange(key))
+      }
+    )
+  }
+  yield* Scope.provide(connect(listen, () => store.doubt()), connections)
+  return trackings.size === 0 ? store.service : Tracking.observe(store.service, Array.from(trackings.values()))
 })
 
 const connectTo = (
@@ -329,7 +380,8 @@ const addressOf = ({ client, options, url }: Voter): string => {
   return path ?? `${host}:${port}`
 }
 
-const settingsOf = (name: string, options: QuorumOptions, fresh: boolean): Settings => {
+const settingsOf = (name: string, options: QuorumOptions): Settings => {
+  const { push = true, tracking = true } = options
   const prefix = keyPrefix(options.keyPrefix)
   const maxTtl = millis("maxTtl", options.maxTtl ?? 60_000)
   const slack = millis("slack", options.slack ?? 5000)
@@ -349,8 +401,8 @@ const settingsOf = (name: string, options: QuorumOptions, fresh: boolean): Setti
     retention: maxTtl + slack,
     quarantine: quarantine ? maxTtl + slack : 0,
     assumeFresh: options.assumeFresh ?? true,
-    fresh,
-    inbox: (options.push ?? true) ? `${prefix}:inbox:` : ""
+    inbox: push ? `${prefix}:inbox:` : "",
+    tracking: tracking && push
   }
 }
 

@@ -325,7 +325,16 @@ const makeStore = Effect.fnUntraced(function*(
     clock
   )
   const tracking = settings.tracking && version >= 6
-    ? yield* Tracking.make(redis, (key) => keysOf(key)[0]!, tell, clock)
+    ? yield* Tracking.make(
+      (key) => keysOf(key)[0]!,
+      (hash, ids) =>
+        Effect.map(
+          redis.commandTracked("hmget", hash, ...ids.map((id) => `h:${id}`)),
+          (reply) => ids.filter((_, i) => (reply as ReadonlyArray<unknown>)[i] === null)
+        ),
+      (key) => tell({ _tag: "InDoubt", key }),
+      clock
+    )
     : undefined
   if (settings.push) {
     yield* redis.subscribe(
@@ -592,7 +601,7 @@ const makeStore = Effect.fnUntraced(function*(
     },
     settings.replicas
   )
-  return tracking?.isOn() === true ? tracking.observe(confirmed) : confirmed
+  return tracking?.isOn() === true ? Tracking.observePermits(confirmed, tracking) : confirmed
 })
 
 type HolderReply = readonly [
@@ -713,6 +722,7 @@ const resolve = (options: StoreOptions, isCluster: boolean): Effect.Effect<Setti
       assumeFresh: options.assumeFresh ?? true,
       longestTtl: millis("longestTtl", options.longestTtl ?? 30_000),
       slack: millis("slack", options.slack ?? 5000),
+      option: "lockDelay",
       replicas: options.replicas === undefined ? undefined : replicasOf(options.replicas, commandTimeout, isCluster)
     }
   })

@@ -1,11 +1,13 @@
-import type { LeaseTicket, LockStore } from "@effect-lock/core"
+import type { LeaseTicket, LockOptions, LockStore } from "@effect-lock/core"
 import { RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Exit, Option, type Scope } from "effect"
 import { Redis } from "ioredis"
-import { RedisLockStore } from "../src/index.ts"
+import { QuorumLockStore, RedisLockStore } from "../src/index.ts"
+import * as scripts from "../src/internal/quorumScripts.ts"
 import { build, type Client, connect, hold, keysOf, patience, queued, until } from "./support/client.ts"
 import { looks, quietly } from "./support/observe.ts"
+import * as quorum from "./support/quorum.ts"
 import * as Tap from "./support/Tap.ts"
 import { connectSentinel, replicated } from "./support/topology.ts"
 
@@ -309,6 +311,211 @@ describe("without tracking", () => {
         assert.strictEqual((yield* server.commandStats).get("client|tracking") ?? 0, 0)
       }).pipe(quietly))
   }
+})
+
+describe("instant loss on a quorum", () => {
+  interface Kind {
+    readonly name: string
+    /** The keys of the lock, and where they are. */
+    readonly votes: ReadonlyArray<{ readonly server: RedisServer.Server; readonly hash: string }>
+    readonly connect: (options?: {
+      readonly tracking?: boolean
+      readonly lock?: LockOptions.LockOptions
+    }) => Effect.Effect<Client, unknown, Scope.Scope>
+  }
+  type Vote = Kind["votes"][number]
+  /** Twice as long for the start. */
+  const voterTimeout = "5 seconds"
+
+  const kinds: ReadonlyArray<Effect.Effect<Kind, RedisServer.RedisServerError, Scope.Scope>> = [
+    Effect.map(quorum.start(3), ({ connect, places }) => ({
+      name: "three voters",
+      votes: places.map(({ server }) => ({ server, hash: "effect-lock:quorum:k" })),
+      connect: ({ lock, tracking } = {}) => connect({ lock: lock ?? {}, store: { tracking, voterTimeout } })
+    })),
+    Effect.map(RedisServer.make(), (server) => ({
+      name: "three keys of one server",
+      votes: [0, 1, 2].map((i) => ({ server, hash: `effect-lock:${i}:k` })),
+      connect: ({ lock, tracking } = {}) =>
+        build(QuorumLockStore.layerKeyMajority({ url: server.url, majority: 2, tracking, voterTimeout }), lock)
+    }))
+  ]
+  const forEachKind = (title: string, run: (kind: Kind) => Effect.Effect<void, unknown, Scope.Scope>) => {
+    for (const [i, name] of ["three voters", "three keys of one server"].entries()) {
+      it.live(`${name}: ${title}`, () => quietly(Effect.scoped(Effect.flatMap(kinds[i]!, run))), 60_000)
+    }
+  }
+
+  const votedFor = ({ hash, server }: Vote) => server.command("HGET", hash, "i")
+  /** Somebody inside by all votes, each of which is watched. */
+  const untilAllWatched = (votes: ReadonlyArray<Vote>) =>
+    Effect.gen(function*() {
+      yield* until(Effect.map(Effect.forEach(votes, votedFor), (ids) => !ids.includes(null)), "all have voted")
+      const servers = new Set(votes.map(({ server }) => server))
+      yield* Effect.forEach(servers, (server) => untilTracked(server, votes.length / servers.size), { discard: true })
+    })
+  const holdWithAll = Effect.fnUntraced(function*(votes: ReadonlyArray<Vote>, client: Client) {
+    const holder = yield* hold(client, "k", { ttl })
+    yield* holder.entered
+    yield* untilAllWatched(votes)
+    return holder
+  })
+  const remove = ({ hash, server }: Vote) => server.command("DEL", hash)
+
+  forEachKind(
+    "G4: the holder is interrupted by the push when a majority of its votes is gone",
+    ({ connect, votes }) =>
+      Effect.gen(function*() {
+        const client = yield* connect()
+        for (const gone of [votes.slice(0, 2), votes.slice(1), votes]) {
+          const holder = yield* holdWithAll(votes, client)
+          yield* assertLostSoon(holder, Effect.forEach(gone, remove))
+        }
+      })
+  )
+
+  forEachKind(
+    "a minority that is gone is voted for again at once, as often as it happens",
+    ({ connect, votes }) =>
+      Effect.gen(function*() {
+        const client = yield* connect()
+        const holder = yield* holdWithAll(votes, client)
+        for (let i = 0; i < 4; i++) {
+          const vote = votes[i % 2]!
+          const started = performance.now()
+          const before = yield* votedFor(vote)
+          yield* remove(vote)
+          yield* until(Effect.map(votedFor(vote), (id) => id === before), "it votes again")
+          assert.isBelow(performance.now() - started, bound)
+          yield* untilAllWatched(votes)
+        }
+        yield* holder.leave
+        assert.isTrue(Exit.isSuccess(yield* holder.exit))
+      })
+  )
+
+  forEachKind(
+    "a vote that stays away is asked for once, and is no loss",
+    ({ connect, votes }) =>
+      Effect.gen(function*() {
+        const client = yield* connect()
+        const holder = yield* holdWithAll(votes, client)
+        const [{ hash, server }] = votes as [Vote]
+        const monitor = yield* server.monitor
+        // It is somebody else's.
+        yield* server.command("HSET", hash, "i", "other", "n", "other-1", "u", "9000000000000")
+        const renewals = Effect.map(
+          monitor.all,
+          (all) =>
+            all.filter(({ command }) => command[1] === scripts.extend.sha || command[1] === scripts.extend.source)
+        )
+        yield* until(Effect.map(renewals, (all) => all.length > 0), "the lease is renewed")
+        // By then it has been looked at after the renewal, too.
+        yield* Effect.sleep(500)
+        assert.isAtMost((yield* renewals).length, 2 * votes.filter((vote) => vote.server === server).length)
+        yield* holder.leave
+        assert.isTrue(Exit.isSuccess(yield* holder.exit))
+      })
+  )
+
+  forEachKind("G11: who waits is no reason to look again and again", ({ connect, votes }) =>
+    Effect.gen(function*() {
+      const [one, other] = [yield* connect(), yield* connect()]
+      const holder = yield* holdWithAll(votes, one)
+      const waiter = yield* hold(other, "k")
+      const waiters = ({ hash, server }: Vote) =>
+        Effect.map(server.command("HKEYS", hash), (fields) =>
+          (fields as Array<string>).filter((it) => it.startsWith("w:")))
+      yield* until(
+        Effect.map(Effect.forEach(votes, waiters), (all) =>
+          all.every(({ length }) => length === 1)),
+        "all voters know the waiter"
+      )
+      const monitor = yield* votes[0]!.server.monitor
+      const asked = Effect.map(
+        monitor.all,
+        (all) =>
+          all.filter(({ command }) => [scripts.acquire, scripts.acquire.guarded!].some(({ sha }) => command[1] === sha))
+      )
+      yield* until(Effect.map(asked, ({ length }) => length >= 30), "the waiter has asked again and again")
+      // What comes of his first question may be under way still.
+      assert.isAtMost(looks(yield* monitor.all), votes.length)
+      yield* holder.leave
+      yield* waiter.entered
+      yield* waiter.leave
+    }))
+
+  forEachKind(
+    "with tracking off nothing is asked for, and the next renewal notices",
+    ({ connect, votes }) =>
+      Effect.gen(function*() {
+        const client = yield* connect({ tracking: false })
+        const [{ server }] = votes as [Vote]
+        const monitor = yield* server.monitor
+        const holder = yield* hold(client, "k", { ttl, renewEvery: 200 })
+        yield* holder.entered
+        yield* Effect.forEach(votes, remove)
+        assertLost(yield* holder.exit)
+        assert.strictEqual(looks(yield* monitor.all), 0)
+        assert.strictEqual((yield* server.commandStats).get("client|tracking") ?? 0, 0)
+      })
+  )
+
+  it.live("voters that do not track are asked for nothing, and the others tell", () =>
+    Effect.gen(function*() {
+      const { places } = yield* quorum.start(3)
+      const [old, borrowed, last] = places as [quorum.Place, quorum.Place, quorum.Place]
+      const { server } = old
+      const five = yield* Tap.make(server, {
+        reply: (chunk) => chunk.replace(`redis_version:${server.version}`, `redis_version:5${server.version.slice(1)}`)
+      })
+      const redis = yield* Effect.acquireRelease(
+        Effect.sync(() => new Redis({ host: borrowed.server.host, port: borrowed.server.port })),
+        (redis) => Effect.sync(() => redis.disconnect())
+      )
+      const client = yield* build(
+        QuorumLockStore.layer({
+          voterTimeout,
+          voters: [{ url: five.url }, { client: redis }, { url: last.server.url }]
+        })
+      )
+      const monitors = [yield* server.monitor, yield* borrowed.server.monitor]
+      const holder = yield* hold(client, "k", { ttl })
+      yield* holder.entered
+      yield* untilTracked(last.server, 1)
+      const deleted = Effect.forEach(places, ({ server }) => server.command("DEL", "effect-lock:quorum:k"))
+      yield* assertLostSoon(holder, deleted)
+      for (const monitor of monitors) assert.strictEqual(looks(yield* monitor.all), 0)
+      for (const { server } of [old, borrowed]) {
+        assert.strictEqual((yield* server.commandStats).get("client|tracking") ?? 0, 0)
+      }
+    }).pipe(Effect.scoped, quietly), 60_000)
+
+  it.live(
+    "a voter that comes back without its memory, or late, is tracked as the others are",
+    () =>
+      Effect.gen(function*() {
+        const { connect, places } = yield* quorum.start(3)
+        const [late, restarted] = places as [quorum.Place, quorum.Place, quorum.Place]
+        yield* late.server.kill
+        const client = yield* connect({ store: { quarantine: false, voterTimeout } })
+        yield* late.server.restart
+        yield* until(isTracking(late.server), "the late one is tracked")
+        yield* restarted.server.restart
+        yield* until(isTracking(restarted.server), "the restarted one is tracked again")
+        const votes = places.map(({ server }) => ({ server, hash: "effect-lock:quorum:k" }))
+        yield* until(
+          client.lock.withLockIfAvailable(quorum.votes(places, "warm"), "warm").pipe(
+            Effect.map(Option.contains(3)),
+            Effect.orElseSucceed(() => false)
+          ),
+          "all voters vote"
+        )
+        const holder = yield* holdWithAll(votes, client)
+        yield* assertLostSoon(holder, Effect.forEach(votes.slice(0, 2), remove))
+      }).pipe(Effect.scoped, quietly),
+    60_000
+  )
 })
 
 describe("cost of instant loss", () => {

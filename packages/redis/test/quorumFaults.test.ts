@@ -113,6 +113,28 @@ describe("quorum: faults", { concurrent: true }, () => {
   }
 
   it.live(
+    "G6: releaseTimeout bounds how long a release and a cancelled wait last, however long a voter is waited for",
+    () =>
+      quietly(Effect.scoped(Effect.gen(function*() {
+        const { connect, places } = yield* quorum.start(3)
+        const options = { lock: { releaseTimeout: 200 }, store: { voterTimeout: "20 seconds" } } as const
+        const [one, other] = [yield* connect(options), yield* connect(options)]
+        const holder = yield* hold(one, "k")
+        yield* holder.entered
+        yield* quorum.untilVotes(places, "k", 3)
+        const waiter = yield* hold(other, "k")
+        yield* until(Effect.map(one.store.inspect("k"), ({ waiters }) => waiters.length === 1), "the waiter is known")
+        const frozen = places.slice(0, 2)
+        yield* Effect.forEach(frozen, ({ server }) => server.pause, { discard: true })
+        assert.isBelow((yield* timed(waiter.interrupt)).millis, 10_000)
+        assert.isBelow((yield* timed(holder.leave)).millis, 10_000)
+        yield* Effect.forEach(frozen, ({ server }) => server.resume, { discard: true })
+        yield* quorum.untilTakenBack(places, "k")
+      }))),
+    60_000
+  )
+
+  it.live(
     "a frozen voter costs its time-out once, where its vote is needed to decide",
     () =>
       quietly(Effect.scoped(Effect.gen(function*() {

@@ -16,7 +16,6 @@ const settings: ballots.Settings = {
   maxTtl: 1000,
   retention: 60_000,
   quarantine: 0,
-  fresh: true,
   inbox: ""
 }
 

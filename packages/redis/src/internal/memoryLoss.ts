@@ -52,17 +52,19 @@ export interface Settings {
   readonly assumeFresh: boolean
   readonly slack: number
   readonly longestTtl: number
+  /** The option that switches it off, for errors. */
+  readonly option: string
 }
 
 /**
- * Comes before the body of a script, whose last arguments are its own: what a missing mark means, slack, the longest ttl to
- * expect, and the mark where it is not a key. `withheld` is for how long nothing is granted; a ttl greater than `recorded`
- * is passed to `record`; and `process` is who serves.
+ * Comes before the body of a script with so many keys, whose last arguments are its own: what a missing mark means, slack,
+ * the longest ttl to expect, and the mark where it is not the next key. `withheld` is for how long nothing is granted; a ttl
+ * greater than `recorded` is passed to `record`; and `process` is who serves.
  *
  * @internal
  */
-export const guard = `
-local M = KEYS[5] or table.remove(ARGV)
+export const guard = (keys: number) => `
+local M = KEYS[${keys + 1}] or table.remove(ARGV)
 local expected = tonumber(table.remove(ARGV))
 local slack = tonumber(table.remove(ARGV))
 local unmarked = table.remove(ARGV)
@@ -116,7 +118,7 @@ end
 const checkSource = `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-${guard}
+${guard(0)}
 return withheld
 `
 
@@ -146,9 +148,7 @@ export const make = Effect.fnUntraced(function*(
   const argumentsFor = ({ mark, master }: Place, unmarked: string): Arguments => [
     known.has(mark) ? "forgotten" : masters.has(master) ? unused : unmarked,
     settings.slack,
-    settings.longestTtl,
-    // Not a key for ioredis, which would put its prefix before it.
-    ...cluster === undefined ? [] : [cluster.keyPrefix + mark]
+    settings.longestTtl
   ]
 
   const now = () => monotonicUnsafe(clock)
@@ -206,7 +206,12 @@ export const make = Effect.fnUntraced(function*(
             guarded,
             cluster === undefined ? [...keys, place.mark] : keys,
             // A master that appears after the start has most likely been a replica until now.
-            [...args, ...argumentsFor(place, "forgotten")],
+            [
+              ...args,
+              ...argumentsFor(place, "forgotten"),
+              // Not a key for ioredis, which would put its prefix before it.
+              ...cluster === undefined ? [] : [cluster.keyPrefix + place.mark]
+            ],
             onUnanswered
           )
         return Effect.flatMap(call, (reply) => {
@@ -228,12 +233,7 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const startOn = (place: Place) =>
-    // As the fifth key, where it has to be one.
-    client.run(
-      check,
-      cluster === undefined ? Array.from({ length: 5 }, () => place.mark) : [place.mark],
-      argumentsFor(place, unused)
-    ).pipe(
+    client.run(check, [place.mark], argumentsFor(place, unused)).pipe(
       Effect.tap((reply) =>
         Effect.suspend(() => {
           if (reply !== "elsewhere") see(place)
@@ -247,8 +247,8 @@ export const make = Effect.fnUntraced(function*(
             store: "redis",
             operation: "startup",
             reason: "Refused",
-            detail: "lockDelay needs INFO and its own keys to be allowed in scripts: allow them, or set lockDelay to " +
-              `false. The server says: ${error.detail}`,
+            detail: `${settings.option} needs INFO and its own keys to be allowed in scripts: allow them, or set ` +
+              `${settings.option} to false. The server says: ${error.detail}`,
             cause: error
           })
         )

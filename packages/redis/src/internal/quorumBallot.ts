@@ -42,7 +42,7 @@ import * as scripts from "./quorumScripts.ts"
 export interface Voter {
   readonly name: string
   readonly keyOf: (key: string) => string
-  /** Where this voter keeps which process may vote since when; undefined where every lock does. */
+  /** Where this voter keeps which process may vote since when; undefined where `run` sees to that. */
   readonly mark: string | undefined
   readonly run: RedisClient["run"]
   /** The names of this voter's keys that begin so. */
@@ -93,8 +93,6 @@ export interface Settings {
   readonly retention: number
   /** How long a voter that may have forgotten votes gives none; 0: not at all. */
   readonly quarantine: number
-  /** Whether a voter without any mark counts as new. */
-  readonly fresh: boolean
   /** What the inbox channels of waiting clients begin with; empty for none. */
   readonly inbox: string
 }
@@ -289,16 +287,19 @@ export const poll = (
       )
     )
     if (pending.size === 0 || isDecided(pending.size)) return Effect.void
-    return Random.shuffle(voters).pipe(
-      Effect.flatMap((shuffled) =>
-        Effect.forEach(
-          shuffled,
-          (voter) => FiberSet.run(electorate.background, Effect.andThen(askOne(voter), settle(voter))),
-          { discard: true }
-        )
-      ),
-      Effect.andThen(answered),
-      Effect.ensuring(Effect.sync(close))
+    // All are asked or none; whoever waits may be interrupted, though.
+    return Effect.uninterruptibleMask((restore) =>
+      Random.shuffle(voters).pipe(
+        Effect.flatMap((shuffled) =>
+          Effect.forEach(
+            shuffled,
+            (voter) => FiberSet.run(electorate.background, Effect.andThen(askOne(voter), settle(voter))),
+            { discard: true }
+          )
+        ),
+        Effect.andThen(restore(answered)),
+        Effect.ensuring(Effect.sync(close))
+      )
     )
   })
 
@@ -338,7 +339,6 @@ const askForVote = (electorate: Electorate, ballot: Ballot, voter: Voter): Effec
       metadata,
       settings.retention,
       settings.quarantine,
-      settings.fresh ? 1 : 0,
       listenFor,
       since,
       mode,
@@ -508,13 +508,12 @@ export const heal = (electorate: Electorate, ballot: Ballot, voter: Voter, ttl: 
             age,
             metadata,
             settings.retention,
-            settings.quarantine,
-            settings.fresh ? 1 : 0
+            settings.quarantine
           ]
         )
       ),
       (answer) => {
-        if (answer === 0) ballot.mayHold.delete(voter)
+        if (answer === 0 || answer === 2) ballot.mayHold.delete(voter)
         return ballot.isOver && answer === 1 ? takeBackAgain(electorate, ballot, voter) : Effect.void
       }
     )

@@ -1,10 +1,10 @@
 import * as Effect from "effect/Effect"
-import * as FiberSet from "effect/FiberSet"
 import * as ballots from "./quorumBallot.ts"
 import * as scripts from "./quorumScripts.ts"
 
 /**
- * Lets go everywhere; `onAnswer` hears what the voters say.
+ * Lets go everywhere; `onAnswer` hears what the voters say. Who does not wait for them any more changes nothing about that:
+ * what was asked goes on in the background.
  *
  * @internal
  */
@@ -21,12 +21,14 @@ export const letGo = (
     const { settings: { inbox, retention }, voters } = electorate
     if (lease !== undefined) lease.isOver = true
     const asked = ballots.reachable(electorate, votes)
-    const later = (voter: ballots.Voter) =>
-      lease !== undefined && keepFor === 0 && lease.mayHold.has(voter)
-        ? settleLater(electorate, lease, voter)
-        : Effect.void
+    // What is not confirmed is tried on in the background, for as long as a voter may keep the vote.
+    const later = (voter: ballots.Voter): void => {
+      if (lease !== undefined && keepFor === 0 && lease.mayHold.has(voter)) {
+        electorate.runInBackground(ballots.takeBack(electorate, lease, voter))
+      }
+    }
     const tellOne = (voter: ballots.Voter) =>
-      Effect.flatMap(
+      Effect.map(
         ballots.answerOf(
           voter.run(scripts.release, [voter.keyOf(key)], [
             lease?.nonce ?? "",
@@ -44,23 +46,14 @@ export const letGo = (
         (answer) => {
           if (ballots.isNoAnswer(answer)) {
             votes.set(voter, answer)
-            return later(voter)
+            later(voter)
+            return
           }
           lease?.mayHold.delete(voter)
           onAnswer(voter, answer as readonly [0 | 1, ballots.HolderReply])
-          return Effect.void
         }
       )
     const untold = voters.filter((voter) => votes.has(voter) || voter.trouble !== undefined)
-    return Effect.forEach(untold, later, { discard: true }).pipe(
-      Effect.andThen(ballots.poll(electorate, asked, tellOne, isDecided, votes)),
-      Effect.uninterruptible
-    )
+    for (const voter of untold) later(voter)
+    return ballots.poll(electorate, asked, tellOne, isDecided, votes)
   })
-
-/** What is not confirmed is tried on in the background, for as long as a voter may keep the vote. */
-const settleLater = (
-  electorate: ballots.Electorate,
-  lease: ballots.Ballot,
-  voter: ballots.Voter
-): Effect.Effect<void> => Effect.asVoid(FiberSet.run(electorate.background, ballots.takeBack(electorate, lease, voter)))

@@ -1,8 +1,10 @@
 import { createHash } from "node:crypto"
+import { guard } from "./memoryLoss.ts"
 import type { Script } from "./scripts.ts"
 
 /**
- * What one voter of a quorum does. All scripts take the key of one lock at that voter, a hash:
+ * What one voter of a quorum does. All scripts take the key of one lock at that voter, and what votes anew also the mark of
+ * the voter. The key is a hash:
  *
  * - `c` the counter, which only grows for as long as the key lives
  * - the vote, if there is one: `n` its nonce (`<client>-<round>`; `kept` for nobody, `aside` for who has the ticket), `k` the
@@ -11,7 +13,6 @@ import type { Script } from "./scripts.ts"
  * - `y` until when the ticket lives whose vote has been adopted
  * - `x` what became of the last tickets, `<ticket id> <reason>` in lines
  * - `w:<client>` a client that waits, and `w` until when any of them does
- * - `q` where no key of its own is given for it: which server process may vote since when
  *
  * `n` and `k` together occur once. While a voter says `n k`, nobody else has had its vote since it gave that one.
  *
@@ -19,7 +20,7 @@ import type { Script } from "./scripts.ts"
  * longest ttl plus slack. A counter that is forgotten then is forgotten as in a server that lost its memory, and the same
  * proof holds: whatever token it had given is older than the clock by more than clocks may differ.
  */
-const script = (name: string, body: string, parts: ReadonlyArray<string> = []): Script => {
+const script = (name: string, body: string, ...parts: ReadonlyArray<string>): Script => {
   const source = [opening, ...parts, body].join("")
   return { name, source, sha: createHash("sha1").update(source).digest("hex") }
 }
@@ -86,6 +87,32 @@ local function withheld(mark, quarantine)
 end
 `
 
+// Two ways to tell for how long this voter gives no votes. A server that is a voter has a mark of its own, and `quarantine`
+// is for how long. Where only keys vote, the guard of `memoryLoss.ts` knows of the server they are on: a mark beside the
+// vote would be forgotten together with it.
+const byVoter = `${withholding}
+local recorded = math.huge
+
+local function withheldFor()
+  local quarantine = tonumber(ARGV[8])
+  if quarantine == 0 then return 0 end
+  local process, state, rest = withheld(redis.call('GET', KEYS[2]), quarantine)
+  if state == 2 or (state == 0 and rest == 0) then
+    redis.call('SET', KEYS[2], process .. ' ' .. int(now + rest), 'PX', int(4 * quarantine))
+  end
+  return rest
+end
+`
+
+const byServer = `${guard(1)}
+local function withheldFor() return withheld end
+`
+
+const votingScript = (name: string, body: string, ...parts: ReadonlyArray<string>): Script => ({
+  ...script(name, body, byVoter, ...parts),
+  guarded: script(name, body, byServer, ...parts)
+})
+
 /**
  * Asks for this voter's vote. Mode `take` takes it away from who has it and tells him; `adopt` exchanges the one that was set
  * aside under a ticket. `{1, counter}` granted · `{0, counter, holder}` held by somebody else · `{2, time}` withheld ·
@@ -93,17 +120,16 @@ end
  *
  * @internal
  */
-export const acquire = script(
+export const acquire = votingScript(
   "acquire",
   `
 local client, round, id, ttl, floor = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local retention, quarantine, fresh, wait = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9] == '1', tonumber(ARGV[10])
-local mode, ticket, inbox = ARGV[12], ARGV[13], ARGV[15]
+local retention, wait, mode, ticket, inbox = tonumber(ARGV[7]), tonumber(ARGV[9]), ARGV[11], ARGV[12], ARGV[14]
 local mine = client .. '-' .. ARGV[2]
 -- Executed twice: one vote.
 if live and nonce == mine then return { 1, vote } end
 if mode == 'adopt' then
-  if not (live and nonce == 'aside' and holder == ticket and claim == ARGV[14]) then
+  if not (live and nonce == 'aside' and holder == ticket and claim == ARGV[13]) then
     return { 3, int(counter), reasonOf(ticket), who() }
   end
 elseif live and mode ~= 'take' then
@@ -111,24 +137,21 @@ elseif live and mode ~= 'take' then
   local owner, earlier = string.match(nonce, '^(%w+)%-(%d+)$')
   if not (owner == client and holder == id and tonumber(earlier) < round) then
     if wait > 0 then
-      local latest = tonumber(redis.call('HGET', K, 'w') or 0)
-      redis.call('HSET', K, 'w', int(math.max(latest, now + wait)), 'w:' .. client,
-        int(now + wait) .. ' ' .. ARGV[11] .. ' ' .. string.len(id) .. ' ' .. id .. ARGV[6])
+      local latest, known = unpack(redis.call('HMGET', K, 'w', 'w:' .. client))
+      local alive, same = string.match(known or '', '^(%d+) (.*)$')
+      local waiter = ARGV[10] .. ' ' .. string.len(id) .. ' ' .. id .. ARGV[6]
+      -- Every write is a change that the holder's tracking is told of.
+      if same ~= waiter or tonumber(alive) < now + wait / 2 then
+        redis.call('HSET', K, 'w', int(math.max(tonumber(latest or 0), now + wait)),
+          'w:' .. client, int(now + wait) .. ' ' .. waiter)
+      end
     end
     return { 0, int(counter), who() }
   end
 end
-if quarantine > 0 then
-  local mark
-  if KEYS[2] then mark = redis.call('GET', KEYS[2]) else mark = redis.call('HGET', K, 'q') end
-  local process, state, rest = withheld(mark, quarantine)
-  if state == 0 and fresh then rest = 0 end
-  if state == 2 or (state == 0 and rest == 0) then
-    local text = process .. ' ' .. int(now + rest)
-    if KEYS[2] then redis.call('SET', KEYS[2], text, 'PX', int(4 * quarantine)) else redis.call('HSET', K, 'q', text) end
-  end
-  if rest > 0 then return { 2, int(rest) } end
-end
+local rest = withheldFor()
+if rest > 0 then return { 2, int(rest) } end
+if ttl > recorded then record(ttl) end
 if mode == 'adopt' then
   redis.call('HSET', K, 'y', int(expiry))
   spend(ticket, 'Adopted')
@@ -146,7 +169,7 @@ if wait > 0 then redis.call('HDEL', K, 'w:' .. client) end
 retain(expires, retention)
 return { 1, text }
 `,
-  [withholding, tickets]
+  tickets
 )
 
 /**
@@ -219,7 +242,7 @@ if latest and tonumber(latest) > now then
 end
 return { 1, before }
 `,
-  [tickets]
+  tickets
 )
 
 /**
@@ -256,29 +279,22 @@ return 1
 )
 
 /**
- * Votes again for a lease of which a majority has just been confirmed. `1` done · `0` somebody else's
+ * Votes again for a lease of which a majority has just been confirmed. `1` done · `0` somebody else's · `2` withheld
  *
  * @internal
  */
-export const heal = script(
+export const heal = votingScript(
   "heal",
   `
 if live then return nonce == ARGV[1] and 1 or 0 end
 -- A voter that may have forgotten whom it voted for gives no vote here either: that one may still count on it.
-local quarantine = tonumber(ARGV[8])
-if quarantine > 0 then
-  local mark
-  if KEYS[2] then mark = redis.call('GET', KEYS[2]) else mark = redis.call('HGET', K, 'q') end
-  local _, state, rest = withheld(mark, quarantine)
-  if rest > 0 and not (state == 0 and ARGV[9] == '1') then return 0 end
-end
+if withheldFor() > 0 then return 2 end
 local expires = now + tonumber(ARGV[4]) + 1
 redis.call('HSET', K, 'c', int(math.max(counter, tonumber(ARGV[3]))), 'n', ARGV[1], 'k', ARGV[3], 't', ARGV[3],
   'u', int(expires), 's', int(now - tonumber(ARGV[5])), 'i', ARGV[2], 'm', ARGV[6])
 retain(expires, tonumber(ARGV[7]))
 return 1
-`,
-  [withholding]
+`
 )
 
 /**

@@ -28,8 +28,8 @@ export interface Store {
   readonly service: LockStore.LockStore["Service"]
   /** A voter has told this client of a release, or of the eviction of one of its holders. */
   readonly receive: (from: ReadonlyArray<ballots.Voter>, message: string) => void
-  /** A voter may have forgotten votes. */
-  readonly doubt: () => void
+  /** A voter may have forgotten votes, on this key or on any. */
+  readonly doubt: (key?: string) => void
 }
 
 /** Who asked for a key through this store, from the first attempt until the release or abandon. */
@@ -41,8 +41,9 @@ interface Entry extends Waiter {
   lease: ballots.Ballot | undefined
   /** The voters that confirmed a release, over all tries. */
   readonly releasedBy: Set<ballots.Voter>
-  /** The voters that have told of an eviction. */
-  readonly evictedBy: Set<ballots.Voter>
+  /** How often a voter has told of an eviction, and how many of these a majority was confirmed after. */
+  evictions: number
+  outlived: number
   /** The next delay; fails with `Done` when there are no more tries. */
   step: ((now: number) => Pull.Pull<[unknown, Duration.Duration], never, unknown>) | undefined
   answeredAt: LockStore.Instant | undefined
@@ -82,7 +83,8 @@ export const make = Effect.fnUntraced(function*(
         asking: undefined,
         lease: undefined,
         releasedBy: new Set(),
-        evictedBy: new Set(),
+        evictions: 0,
+        outlived: 0,
         step: undefined,
         wake: Deferred.makeUnsafe(),
         turnUntil: Infinity,
@@ -289,7 +291,7 @@ export const make = Effect.fnUntraced(function*(
     }
     const sentAt = now()
     const held = { key: request.key, holderId: request.holderId, token: lease.token }
-    return Effect.flatMap(renewLease(operation, held, request.ttl, lease), (answer) => {
+    return Effect.flatMap(renewLease(operation, held, request.ttl, entry), (answer) => {
       if (answer === "Done") return Effect.succeed({ token: lease.token, ttl: request.ttl, sentAt })
       entry.lease = undefined
       return Effect.as(ballots.end(electorate, lease), undefined)
@@ -449,14 +451,21 @@ export const make = Effect.fnUntraced(function*(
         if (verdict.reason === "unavailable") return Effect.fail(undecided("adopt", votes))
         if (verdict.reason === "slow") return Effect.fail(slow(request, "adopt"))
         const reasons = new Set<string>()
-        let isOpen = false
+        const adopters: Array<ballots.Holder> = []
+        let spent = 0
         for (const vote of votes.values()) {
-          if (vote._tag === "Spent") reasons.add(vote.reason)
-          if (vote._tag === "Spent" && vote.by !== undefined && ballots.isYoung(electorate, vote.by)) isOpen = true
-          if (vote._tag === "Granted") isOpen = true
+          if (vote._tag !== "Spent") continue
+          reasons.add(vote.reason)
+          // Perhaps two adopt at the same time and neither has a majority, or one has failed: what they got is put back.
+          if (vote.reason === "Adopted" && vote.by !== undefined && ballots.isYoung(electorate, vote.by)) {
+            adopters.push(vote.by)
+          } else spent++
         }
-        // Perhaps two adopt at the same time and neither has a majority, or one has failed: what they got is put back.
-        if (isOpen && tries > 1) return backOff(entry, adoptNow(ticket, request, entry, tries - 1))
+        if (spent < quorum) {
+          if (tries > 1) return backOff(entry, adoptNow(ticket, request, entry, tries - 1))
+          const isAdopted = ballots.tally(adopters).some(({ length }) => length >= quorum)
+          if (!isAdopted) return Effect.fail(undecided("adopt", votes))
+        }
         const reason = reasons.has("Adopted") ? "Adopted" : reasons.has("TakenOver") ? "TakenOver" : "Expired"
         return Effect.succeed({ _tag: "Refused", reason })
       }
@@ -484,9 +493,11 @@ export const make = Effect.fnUntraced(function*(
     operation: string,
     { holderId, key, token }: LockStore.Held,
     ttl: number,
-    lease: ballots.Ballot | undefined
+    entry: Entry | undefined
   ): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> =>
     Effect.suspend(() => {
+      const lease = entry?.lease
+      const evictions = entry?.evictions ?? 0
       const votes = new Map<ballots.Voter, ballots.Vote>()
       const missing = new Set<ballots.Voter>()
       let confirmed = 0
@@ -530,6 +541,7 @@ export const make = Effect.fnUntraced(function*(
           Effect.suspend((): Effect.Effect<LockStore.Confirmation, LockError.LockStoreError> => {
             if (confirmed >= quorum) {
               isConfirmed = true
+              if (entry !== undefined) entry.outlived = Math.max(entry.outlived, evictions)
               return Effect.as(Effect.forEach(missing, healOne, { discard: true }), "Done")
             }
             return denied > voters.length - quorum
@@ -551,9 +563,13 @@ export const make = Effect.fnUntraced(function*(
       const tooLong = checkTtl("renew", ttl)
       if (tooLong !== undefined) return Effect.fail(tooLong)
       const entry = leaseOf(held)
-      return entry === null || entry?.lease?.isOver === true
-        ? Effect.succeed("NotHeld" as const)
-        : renewLease("renew", held, ttl, entry?.lease)
+      if (entry === null || entry?.lease?.isOver === true) return Effect.succeed("NotHeld" as const)
+      return Effect.map(renewLease("renew", held, ttl, entry), (answer) => {
+        if (answer === "NotHeld" && entry !== undefined && entry.evictions > entry.outlived) {
+          tell({ _tag: "TakenOver", holderId: held.holderId })
+        }
+        return answer
+      })
     })
 
   const release: LockStore.LockStore["Service"]["release"] = (held, keepFor) =>
@@ -658,10 +674,12 @@ export const make = Effect.fnUntraced(function*(
     if (entry.heardFrom.voters.size === quorum) Deferred.doneUnsafe(entry.wake, Effect.void)
   }
 
-  const evicted = (voter: ballots.Voter, holderId: string): void => {
+  /** Take-overs fail, too, and the next renewal heals what they took: that of the moment tells whether this one did. */
+  const evicted = (holderId: string): void => {
     const entry = entries.get(holderId)
-    if (entry?.lease === undefined || entry.evictedBy.add(voter).size !== quorum) return
-    tell({ _tag: "TakenOver", holderId })
+    if (entry?.lease === undefined) return
+    entry.evictions++
+    tell({ _tag: "InDoubt", key: entry.key })
   }
 
   return {
@@ -700,9 +718,9 @@ export const make = Effect.fnUntraced(function*(
       }
       if (first === undefined) return
       if (eviction === null) released(first, name, subject)
-      else evicted(first, subject)
+      else evicted(subject)
     },
-    doubt: () => tell({ _tag: "InDoubt", key: undefined })
+    doubt: (key) => tell({ _tag: "InDoubt", key })
   }
 })
 

@@ -11,6 +11,7 @@ import * as RedisClient from "../RedisClient.ts"
 import type { NoAnswer, Voter } from "./quorumBallot.ts"
 import { answerOf } from "./quorumBallot.ts"
 import * as scripts from "./quorumScripts.ts"
+import type { Script } from "./scripts.ts"
 
 /** @internal */
 export interface Settings {
@@ -68,13 +69,15 @@ export class ServerVoter implements Voter {
     return this.#troubled.await
   }
 
-  run: RedisClient.RedisClient["run"] = (script, keys, args) =>
+  run: RedisClient.RedisClient["run"] = (script, keys, args, onUnanswered) =>
     Effect.suspend(() =>
       this.client === undefined
         ? this.#unconnected(script.name)
-        : Effect.tapError(this.client.run(script, keys, args), ({ detail, limit, reason }) =>
+        : Effect.tapError(this.client.run(script, keys, args, onUnanswered), ({ detail, limit, reason }) =>
           Effect.sync(() => {
-            if (reason === "Refused") return
+            if (reason === "Refused") {
+              return
+            }
             this.suspect(
               reason === "Timeout"
                 ? { _tag: "NoAnswer", reason: "timeout", detail: `no answer within ${limit} ms` }
@@ -124,6 +127,11 @@ export class ServerVoter implements Voter {
 export const connect = Effect.fnUntraced(function*(
   voters: ReadonlyArray<ServerVoter>,
   open: (voter: ServerVoter) => Effect.Effect<RedisClient.RedisClient, LockError.LockStoreError, Scope.Scope>,
+  listen: (
+    voter: ServerVoter,
+    client: RedisClient.RedisClient,
+    version: number
+  ) => Effect.Effect<void, LockError.LockStoreError, Scope.Scope>,
   onDoubt: () => void,
   settings: Settings,
   clock: Clock.Clock
@@ -158,8 +166,12 @@ export const connect = Effect.fnUntraced(function*(
   const join = (voter: ServerVoter, inner: Scope.Closeable) =>
     Effect.gen(function*() {
       const client = yield* open(voter)
-      yield* checkServer(`Quorum voter ${voter.name}`, client)
-      for (const { source } of scripts.all) yield* Effect.ignore(client.command("SCRIPT", "LOAD", source))
+      const version = yield* checkServer(`Quorum voter ${voter.name}`, client)
+      const load = ({ source }: Script) => Effect.ignore(client.command("SCRIPT", "LOAD", source))
+      yield* Effect.all([listen(voter, client, version), ...scripts.all.map(load)], {
+        concurrency: "unbounded",
+        discard: true
+      })
       yield* ask(voter, client, known ? "known" : "look")
       voter.client = client
     }).pipe(
@@ -304,14 +316,14 @@ const checkClocks = (voters: ReadonlyArray<ServerVoter>, slack: number): Effect.
 }
 
 /**
- * Finds out at start what would otherwise be found out under load.
+ * Finds out at start what would otherwise be found out under load. Returns the server's major version, 5 if it is not known.
  *
  * @internal
  */
 export const checkServer = Effect.fnUntraced(function*(
   name: string,
   client: RedisClient.RedisClient
-): Effect.fn.Return<void, LockError.LockStoreError> {
+): Effect.fn.Return<number, LockError.LockStoreError> {
   // A managed server may not allow INFO: then nothing is known, and nothing is wrong.
   const info = String(yield* Effect.catch(client.command("INFO"), () => Effect.succeed("")))
   const field = (name: string) => new RegExp(`^${name}:(.*?)\\r?$`, "m").exec(info)?.[1]
@@ -325,6 +337,7 @@ export const checkServer = Effect.fnUntraced(function*(
       `${name} may evict locks under memory pressure: maxmemory-policy is ${policy}; set it to noeviction`
     ).pipe(Effect.annotateLogs({ module: "effect-lock" }))
   }
+  return version === undefined ? 5 : Number.parseInt(version, 10)
 })
 
 const refused = (detail: string): LockError.LockStoreError =>

@@ -56,11 +56,11 @@ export class Turns<W extends Waiter> {
   leave(waiter: W): void {
     const queue = this.#queues.get(waiter.key)
     if (queue === undefined) return
-    const [first] = queue.values()
+    const hadTurn = this.turn(waiter.key) === waiter
     queue.delete(waiter.holderId)
-    const [next] = queue.values()
-    if (next === undefined) this.#queues.delete(waiter.key)
-    else if (first === waiter) Deferred.doneUnsafe(next.wake, Effect.void)
+    if (queue.size === 0) this.#queues.delete(waiter.key)
+    const next = hadTurn ? this.turn(waiter.key) : undefined
+    if (next !== undefined) Deferred.doneUnsafe(next.wake, Effect.void)
   }
 
   placeOf(key: string, holderId: string): Pick<LockStore.Standing, "position" | "queueLength"> {

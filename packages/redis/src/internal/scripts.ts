@@ -34,7 +34,7 @@ const compile = (name: string, source: string): Script => ({
 /** One shortcut grants, and the other, which does not, comes before it is known whether it may. */
 const script = (name: string, body: string, shortcut = "", early = ""): Script => ({
   ...compile(name, opening + early + unguarded + shortcut + machinery + body),
-  guarded: { ...compile(name, opening + early + guard + shortcut + machinery + body), isEarly: early !== "" }
+  guarded: { ...compile(name, opening + early + guard(4) + shortcut + machinery + body), isEarly: early !== "" }
 })
 
 // For how long nothing is granted, up to which ttl nothing has to be recorded, and a number for the process that serves:

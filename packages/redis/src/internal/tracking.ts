@@ -1,16 +1,18 @@
+import type * as LockError from "@effect-lock/core/LockError"
 import type * as LockStore from "@effect-lock/core/LockStore"
 import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as FiberSet from "effect/FiberSet"
 import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
-import type { RedisClient, Tracker } from "../RedisClient.ts"
+import type { Tracker } from "../RedisClient.ts"
 import { monotonicUnsafe } from "./instant.ts"
 
 /**
  * Notices at once that somebody else has deleted the key of a lease held here. The server tells of the next change to a key
  * that was read with tracking, once: so each held key is read a moment after its grant, after each renewal, and whenever
- * it has changed. A lease that is missing then is called into doubt, and its renewal finds out.
+ * it has changed. A lease that is missing then is called into doubt, and its renewal finds out: once, until it has been seen
+ * there again, because what a quorum lacks at one voter may stay away and be no loss.
  *
  * Two rules keep this cheap. No key is read more often than once per `interval`, which includes the grant: a lease that
  * is shorter costs nothing. And a change is looked into by reading, never by writing: where several clients hold permits of
@@ -19,10 +21,12 @@ import { monotonicUnsafe } from "./instant.ts"
  * @internal
  */
 export interface Tracking extends Tracker {
-  /** Whether the server has ever agreed to it. */
+  /** Whether the server has ever agreed to it. Nothing is read before. */
   readonly isOn: () => boolean
-  /** The same store, whose leases are watched from their grant to their end. */
-  readonly observe: (store: LockStore.PermitStore["Service"]) => LockStore.PermitStore["Service"]
+  readonly watch: (key: string, holderId: string) => void
+  /** Our own writes, which nobody tells us of, make the server forget that the key was read. */
+  readonly touch: (key: string) => void
+  readonly unwatch: (key: string, holderId: string) => void
 }
 
 /** A key with leases held here. */
@@ -30,18 +34,26 @@ interface Watched {
   readonly key: string
   /** Its name on the server, once it was read. */
   hash: string | undefined
-  readonly holderIds: Set<string>
+  /** And whether they should be found there. */
+  readonly holderIds: Map<string, boolean>
   readAt: number
 }
 
 /** Milliseconds. */
 const interval = 50
 
-/** @internal */
+/**
+ * Watches the keys of one server; `look` reads, with tracking, which of these holders are missing.
+ *
+ * @internal
+ */
 export const make = Effect.fnUntraced(function*(
-  redis: RedisClient,
   hashOf: (key: string) => string,
-  tell: (news: LockStore.News) => void,
+  look: (
+    hash: string,
+    holderIds: ReadonlyArray<string>
+  ) => Effect.Effect<ReadonlyArray<string>, LockError.LockStoreError>,
+  onDoubt: (key: string) => void,
   clock: Clock.Clock
 ): Effect.fn.Return<Tracking, never, Scope.Scope> {
   const watched = new Map<string, Watched>()
@@ -56,7 +68,7 @@ export const make = Effect.fnUntraced(function*(
   const now = () => monotonicUnsafe(clock)
 
   const readLater = (entry: Watched): void => {
-    if (due.has(entry)) return
+    if (!on || due.has(entry)) return
     due.set(entry, now() + interval)
     if (isAsleep) alarm.openUnsafe()
   }
@@ -77,17 +89,21 @@ export const make = Effect.fnUntraced(function*(
   const read = (entry: Watched): Effect.Effect<void> =>
     Effect.suspend(() => {
       entry.readAt = now()
-      const asked = Array.from(entry.holderIds)
+      const asked = Array.from(entry.holderIds.keys())
       if (asked.length === 0) return Effect.void
       const hash = entry.hash ??= hashOf(entry.key)
       byHash.set(hash, entry)
-      return redis.commandTracked("hmget", hash, ...asked.map((id) => `h:${id}`)).pipe(
-        Effect.map((reply) => {
-          const missing = asked.filter((id, i) =>
-            (reply as ReadonlyArray<unknown>)[i] === null && entry.holderIds.has(id)
-          )
-          for (const id of missing) forget(entry, id)
-          if (missing.length > 0) tell({ _tag: "InDoubt", key: entry.key })
+      return look(hash, asked).pipe(
+        Effect.map((missing) => {
+          let isDoubtful = false
+          for (const id of asked) {
+            const expected = entry.holderIds.get(id)
+            if (expected === undefined) continue
+            const found = !missing.includes(id)
+            if (expected && !found) isDoubtful = true
+            entry.holderIds.set(id, found)
+          }
+          if (isDoubtful) onDoubt(entry.key)
         }),
         Effect.catch((error) =>
           Effect.sync(() => {
@@ -122,14 +138,13 @@ export const make = Effect.fnUntraced(function*(
   const watch = (key: string, holderId: string): void => {
     let entry = watched.get(key)
     if (entry === undefined) {
-      entry = { key, hash: undefined, holderIds: new Set(), readAt: -Infinity }
+      entry = { key, hash: undefined, holderIds: new Map(), readAt: -Infinity }
       watched.set(key, entry)
     }
-    entry.holderIds.add(holderId)
+    entry.holderIds.set(holderId, true)
     readLater(entry)
   }
 
-  /** Our own writes, which nobody tells us of, make the server forget that the key was read. */
   const touch = (key: string): void => {
     const entry = watched.get(key)
     if (entry !== undefined) readLater(entry)
@@ -142,19 +157,11 @@ export const make = Effect.fnUntraced(function*(
     if (entry.holderIds.size > 0) readLater(entry)
   }
 
-  const watchIfGranted = ({ holderId, key }: LockStore.Request) => (answer: { readonly _tag: string }): void => {
-    if (answer._tag === "Granted") watch(key, holderId)
-    else touch(key)
-  }
-
-  const noting = <A, E>(effect: Effect.Effect<A, E>, note: (answer: A) => void): Effect.Effect<A, E> =>
-    Effect.map(effect, (answer) => {
-      note(answer)
-      return answer
-    })
-
   return {
     isOn: () => on,
+    watch,
+    touch,
+    unwatch,
     onStart: () => {
       on = true
       for (const entry of watched.values()) readSoon(entry)
@@ -162,41 +169,79 @@ export const make = Effect.fnUntraced(function*(
     onChange: (hash) => {
       const changed = hash === undefined ? watched.values() : [byHash.get(hash)]
       for (const entry of changed) if (entry !== undefined) readSoon(entry)
-    },
-    observe: (store) => ({
-      ...store,
-      attempt: (request) => {
-        const note = watchIfGranted(request)
-        return Effect.map(store.attempt(request), (answer) => {
-          note(answer)
-          return answer._tag === "Queued" ? { ...answer, signal: noting(answer.signal, note) } : answer
-        })
-      },
-      takeover: (request) => noting(store.takeover(request), () => watch(request.key, request.holderId)),
-      adopt: (ticket, request) => noting(store.adopt(ticket, request), watchIfGranted(request)),
-      renew: (lease, ttl) => noting(store.renew(lease, ttl), () => touch(lease.key)),
-      shrink: (lease, permits) => noting(store.shrink(lease, permits), () => touch(lease.key)),
-      setLimit: (key, declared, limit) => noting(store.setLimit(key, declared, limit), () => touch(key)),
-      watch: (lease) => noting(store.watch(lease), () => touch(lease.key)),
-      release: (lease, keepFor) =>
-        Effect.suspend(() => {
-          unwatch(lease.key, lease.holderId)
-          return store.release(lease, keepFor)
-        }),
-      abandon: (key, holderId) =>
-        Effect.suspend(() => {
-          unwatch(key, holderId)
-          return store.abandon(key, holderId)
-        }),
-      transfer: (lease, ticketId) =>
-        Effect.suspend(() => {
-          // Before it is sent: what is set aside must not be taken for lost while the answer is on its way.
-          unwatch(lease.key, lease.holderId)
-          return Effect.onError(
-            store.transfer(lease, ticketId),
-            () => Effect.sync(() => watch(lease.key, lease.holderId))
-          )
-        })
-    })
+    }
   }
 })
+
+const noting = <A, E>(effect: Effect.Effect<A, E>, note: (answer: A) => void): Effect.Effect<A, E> =>
+  Effect.map(effect, (answer) => {
+    note(answer)
+    return answer
+  })
+
+/**
+ * The same store, whose leases are watched from their grant to their end, wherever they are kept.
+ *
+ * @internal
+ */
+export const observe = <S extends LockStore.LockStore["Service"]>(store: S, trackings: ReadonlyArray<Tracking>): S => {
+  const watch = ({ holderId, key }: Lease): void => {
+    for (const tracking of trackings) tracking.watch(key, holderId)
+  }
+  const touch = (key: string): void => {
+    for (const tracking of trackings) tracking.touch(key)
+  }
+  const unwatch = (key: string, holderId: string): void => {
+    for (const tracking of trackings) tracking.unwatch(key, holderId)
+  }
+  const watchIfGranted = (request: Lease) => (answer: { readonly _tag: string }): void => {
+    if (answer._tag === "Granted") watch(request)
+    else touch(request.key)
+  }
+  return {
+    ...store,
+    attempt: (request) => {
+      const note = watchIfGranted(request)
+      return Effect.map(store.attempt(request), (answer) => {
+        note(answer)
+        return answer._tag === "Queued" ? { ...answer, signal: noting(answer.signal, note) } : answer
+      })
+    },
+    takeover: (request) => noting(store.takeover(request), () => watch(request)),
+    adopt: (ticket, request) => noting(store.adopt(ticket, request), watchIfGranted(request)),
+    renew: (lease, ttl) => noting(store.renew(lease, ttl), () => touch(lease.key)),
+    watch: (lease) => noting(store.watch(lease), () => touch(lease.key)),
+    release: (lease, keepFor) =>
+      Effect.suspend(() => {
+        unwatch(lease.key, lease.holderId)
+        return store.release(lease, keepFor)
+      }),
+    abandon: (key, holderId) =>
+      Effect.suspend(() => {
+        unwatch(key, holderId)
+        return store.abandon(key, holderId)
+      }),
+    transfer: (lease, ticketId) =>
+      Effect.suspend(() => {
+        // Before it is sent: what is set aside must not be taken for lost while the answer is on its way.
+        unwatch(lease.key, lease.holderId)
+        return Effect.onError(store.transfer(lease, ticketId), () => Effect.sync(() => watch(lease)))
+      })
+  }
+}
+
+/**
+ * `observe` for a store that counts permits.
+ *
+ * @internal
+ */
+export const observePermits = (
+  store: LockStore.PermitStore["Service"],
+  tracking: Tracking
+): LockStore.PermitStore["Service"] => ({
+  ...observe(store, [tracking]),
+  shrink: (lease, permits) => noting(store.shrink(lease, permits), () => tracking.touch(lease.key)),
+  setLimit: (key, declared, limit) => noting(store.setLimit(key, declared, limit), () => tracking.touch(key))
+})
+
+type Lease = Pick<LockStore.Held, "key" | "holderId">
