@@ -3,11 +3,13 @@
 import { Fencing, Lock, LockStore } from "@effect-lock/core"
 import { RedisLockStore } from "@effect-lock/redis"
 import { NodeRuntime } from "@effect/platform-node"
-import { Config, Console, Effect, Layer, Metric, Option, Tracer } from "effect"
+import { Config, Console, Effect, Latch, Layer, Metric, Option, Schedule, Tracer } from "effect"
 
 const StoreLive = Layer.unwrap(Effect.gen(function*() {
   const url = yield* Config.option(Config.Redacted("REDIS_URL"))
-  return Option.isSome(url) ? RedisLockStore.layer({ url: url.value }) : LockStore.layerMemory
+  return Option.isSome(url)
+    ? RedisLockStore.layer({ url: url.value, commandTimeout: "5 seconds" })
+    : LockStore.layerMemory
 }))
 
 /** A resource that refuses whoever is late. */
@@ -23,23 +25,29 @@ const openDraft = (author: string) =>
     () => Console.log(`${author} closes the draft`)
   )
 
+/** Opens when somebody has looked who holds the lock, and who waits. */
+const looked = Latch.makeUnsafe()
+
 const publish = Effect.fn("publish")(function*(author: string) {
-  const lease = yield* Lock.acquire("demo:report", { waitTimeout: "5 seconds", holder: { author } })
+  const lease = yield* Lock.acquire("demo:report", { waitTimeout: "10 seconds", holder: { author } })
   // Opened after the lease, so closed before its release.
   const draft = yield* openDraft(author)
   // `acquire` interrupts nothing by itself: `protect` does, when the lease is lost.
   yield* Effect.gen(function*() {
-    yield* Effect.sleep("200 millis")
+    yield* looked.await
     yield* append(`${draft}, token ${lease.token}`, lease)
   }).pipe(lease.protect)
   return lease.token
 }, Effect.scoped)
 
 const whoIsThere = Effect.gen(function*() {
-  yield* Effect.sleep("100 millis")
-  const { holders, waiters } = yield* Lock.inspect("demo:report")
+  const { holders, waiters } = yield* Effect.repeat(Lock.inspect("demo:report"), {
+    until: ({ waiters }) => waiters.length === 1,
+    schedule: Schedule.spaced("20 millis")
+  })
   const authors = (all: typeof holders | typeof waiters) => all.map(({ metadata }) => metadata["author"]).join(", ")
   yield* Console.log(`held by ${authors(holders)}, waited for by ${authors(waiters)}`)
+  yield* looked.open
 })
 
 const spans: Array<Tracer.NativeSpan> = []

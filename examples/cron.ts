@@ -4,11 +4,13 @@
 import { DistributedCron, Lock, LockStore } from "@effect-lock/core"
 import { RedisLockStore } from "@effect-lock/redis"
 import { NodeRuntime } from "@effect/platform-node"
-import { Config, Console, DateTime, Effect, Layer, Option, Schema } from "effect"
+import { Config, Console, DateTime, Effect, Latch, Layer, Option, Schema } from "effect"
 
 const StoreLive = Layer.unwrap(Effect.gen(function*() {
   const url = yield* Config.option(Config.Redacted("REDIS_URL"))
-  return Option.isSome(url) ? RedisLockStore.layer({ url: url.value }) : LockStore.layerMemory
+  return Option.isSome(url)
+    ? RedisLockStore.layer({ url: url.value, commandTimeout: "5 seconds" })
+    : LockStore.layerMemory
 }))
 
 const LockLive = Lock.layer({ ttl: "3 seconds" }).pipe(Layer.provide(StoreLive))
@@ -16,6 +18,7 @@ const LockLive = Lock.layer({ ttl: "3 seconds" }).pipe(Layer.provide(StoreLive))
 class PrinterOnFire extends Schema.TaggedError<PrinterOnFire>()("PrinterOnFire", {}) {}
 
 const printed: Array<string> = []
+const enough = Latch.makeUnsafe()
 
 const print = (worker: string) =>
   Effect.fn("print")(function*({ at, lease }: DistributedCron.Tick) {
@@ -24,6 +27,7 @@ const print = (worker: string) =>
     yield* Console.log(`${worker} prints the report of ${time}, token ${lease.token}`)
     if (printed.length === 2) return yield* new PrinterOnFire()
     yield* Effect.sleep("200 millis")
+    if (printed.length > 3) yield* enough.open
   })
 
 const work = (worker: string) =>
@@ -31,7 +35,7 @@ const work = (worker: string) =>
 
 const program = Effect.gen(function*() {
   yield* Effect.all([work("Ada"), work("Ben"), work("Cleo")], { concurrency: "unbounded" }).pipe(
-    Effect.timeoutOption("5 seconds")
+    Effect.raceFirst(enough.await)
   )
   yield* Console.log(`${printed.length} reports, ${new Set(printed).size} of them different`)
 

@@ -34,7 +34,7 @@ class Account extends Context.Service<Account, {
       Effect.sync(() => new Redis(Redacted.value(url))),
       (redis) => Effect.sync(() => redis.disconnect())
     )
-    const fenced = yield* FencedRedis.make(redis, { retention: "1 hour" })
+    const fenced = yield* FencedRedis.make(redis, { retention: "1 hour", commandTimeout: "5 seconds" })
     const key = `{${resource}}:balance`
     return Account.of({
       read: (token) => Effect.map(fenced.run(resource, token, [["GET", key]]), ([balance]) => Number(balance ?? 100)),
@@ -46,11 +46,11 @@ class Account extends Context.Service<Account, {
 const AccountLive = Layer.unwrap(Effect.gen(function*() {
   const url = yield* Config.option(Config.Redacted("REDIS_URL"))
   return Option.isSome(url)
-    ? Layer.merge(Account.layerRedis(url.value), RedisLockStore.layer({ url: url.value }))
+    ? Layer.merge(Account.layerRedis(url.value), RedisLockStore.layer({ url: url.value, commandTimeout: "5 seconds" }))
     : Layer.merge(Account.layerMemory, LockStore.layerMemory)
 }))
 
-const AppLive = Lock.layer({ ttl: "1 second", waitTimeout: "30 seconds" }).pipe(Layer.provideMerge(AccountLive))
+const AppLive = Lock.layer({ ttl: "5 seconds", waitTimeout: "30 seconds" }).pipe(Layer.provideMerge(AccountLive))
 
 /** What Ada says and when she may write is for others to see to, maybe in another process. */
 const ada = Effect.fn("ada")(
@@ -91,7 +91,7 @@ const adaInHere = Effect.fnUntraced(function*(says: Says) {
   const mayWrite = yield* Deferred.make<void>()
   return {
     ended: Effect.orDie(Fiber.join(yield* Effect.forkChild(ada(says, Deferred.await(mayWrite))))),
-    stop: Effect.sync(() => void Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1500)),
+    stop: Effect.sync(() => void Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5500)),
     resume: Effect.asVoid(Deferred.succeed(mayWrite, undefined))
   }
 })
@@ -123,7 +123,7 @@ const story = Effect.gen(function*() {
   const [account, screen, store] = [yield* Account, yield* Screen, yield* LockStore.LockStore]
   yield* screen.part(
     "A late write",
-    `Ada and Ben share an account of 100, under a lock with a ttl of 1 s in the ${store.name} store.`
+    `Ada and Ben share an account of 100, under a lock with a ttl of 5 s in the ${store.name} store.`
   )
   const inside = yield* Deferred.make<void>()
   yield* screen.asks("Ada")

@@ -12,10 +12,13 @@ import { fileURLToPath } from "node:url"
 
 const RedisUrl = Config.option(Config.Redacted("REDIS_URL"))
 
-const LockLive = Lock.layer({ ttl: "10 seconds" }).pipe(
+const LockLive = Lock.layer({ ttl: "30 seconds" }).pipe(
   Layer.provide(Layer.unwrap(Effect.map(
     RedisUrl,
-    Option.match({ onNone: () => LockStore.layerMemory, onSome: (url) => RedisLockStore.layer({ url }) })
+    Option.match({
+      onNone: () => LockStore.layerMemory,
+      onSome: (url) => RedisLockStore.layer({ url, commandTimeout: "5 seconds" })
+    })
   )))
 )
 

@@ -8,10 +8,12 @@ import { Config, Console, Effect, Fiber, Layer, Option, Schedule, Stream, Subscr
 
 const StoreLive = Layer.unwrap(Effect.gen(function*() {
   const url = yield* Config.option(Config.Redacted("REDIS_URL"))
-  return Option.isSome(url) ? RedisLockStore.layer({ url: url.value }) : LockStore.layerMemory
+  return Option.isSome(url)
+    ? RedisLockStore.layer({ url: url.value, commandTimeout: "5 seconds" })
+    : LockStore.layerMemory
 }))
 
-const LockLive = Lock.layer({ ttl: "3 seconds" }).pipe(Layer.provide(StoreLive))
+const LockLive = Lock.layer({ ttl: "10 seconds" }).pipe(Layer.provide(StoreLive))
 
 const key = "demo:indexer"
 

@@ -10,10 +10,12 @@ import { Screen } from "./support/Screen.ts"
 // Where locks live. This Layer is all that differs between one process and many.
 const StoreLive = Layer.unwrap(Effect.gen(function*() {
   const url = yield* Config.option(Config.Redacted("REDIS_URL"))
-  return Option.isSome(url) ? RedisLockStore.layer({ url: url.value }) : LockStore.layerMemory
+  return Option.isSome(url)
+    ? RedisLockStore.layer({ url: url.value, commandTimeout: "5 seconds" })
+    : LockStore.layerMemory
 }))
 
-const LockLive = Lock.layer({ ttl: "3 seconds", waitTimeout: "10 seconds" }).pipe(Layer.provideMerge(StoreLive))
+const LockLive = Lock.layer({ ttl: "10 seconds", waitTimeout: "30 seconds" }).pipe(Layer.provideMerge(StoreLive))
 
 const workers = ["Ada", "Ben", "Cleo", "Dan"]
 const key = "demo:account:7"
@@ -46,9 +48,9 @@ const audit = Effect.fn("audit")(
     const screen = yield* Screen
     yield* screen.enters(worker, "opens a draft")
     yield* Effect.addFinalizer(() => screen.leaves(worker, "finalizer: removes the draft"))
-    for (let page = 1; page <= 20; page++) {
+    for (let page = 1; page <= 40; page++) {
       yield* Effect.sleep("250 millis")
-      yield* screen.does(worker, `reads page ${page} of 20`)
+      yield* screen.does(worker, `reads page ${page} of 40`)
     }
   },
   Effect.scoped,

@@ -38,7 +38,7 @@ const openVoters = Effect.gen(function*() {
   )
 })
 
-const ttl = 3000
+const ttl = 6000
 
 /** Work that goes on for as long as it is alone. */
 const settle = (begun: Deferred.Deferred<void>) =>
@@ -83,7 +83,9 @@ const logger = Logger.make(({ message }) => {
 const main = Effect.scoped(Effect.gen(function*() {
   const voters = yield* openVoters
   const LockLive = Lock.layer({ ttl, releaseTimeout: "1 second" }).pipe(
-    Layer.provide(QuorumLockStore.layer({ voters: voters.map(({ name, url }) => ({ name, url })) }))
+    Layer.provide(
+      QuorumLockStore.layer({ voters: voters.map(({ name, url }) => ({ name, url })), voterTimeout: "4 seconds" })
+    )
   )
   yield* Effect.provide(program(voters), LockLive)
 }))

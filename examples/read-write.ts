@@ -7,10 +7,12 @@ import { Config, Console, Effect, Latch, Layer, Option } from "effect"
 
 const StoreLive = Layer.unwrap(Effect.gen(function*() {
   const url = yield* Config.option(Config.Redacted("REDIS_URL"))
-  return Option.isSome(url) ? RedisLockStore.layer({ url: url.value }) : LockStore.layerMemory
+  return Option.isSome(url)
+    ? RedisLockStore.layer({ url: url.value, commandTimeout: "5 seconds" })
+    : LockStore.layerMemory
 }))
 
-const lock = ReadWriteLock.make("demo:prices", { ttl: "3 seconds", waitTimeout: "20 seconds" })
+const lock = ReadWriteLock.make("demo:prices", { ttl: "10 seconds", waitTimeout: "30 seconds" })
 
 /** Two prices that must always be the same. */
 const prices = { gross: 100, net: 100 }

@@ -7,10 +7,12 @@ import { Config, Console, Effect, Fiber, Latch, Layer, Option } from "effect"
 
 const StoreLive = Layer.unwrap(Effect.gen(function*() {
   const url = yield* Config.option(Config.Redacted("REDIS_URL"))
-  return Option.isSome(url) ? RedisLockStore.layer({ url: url.value }) : LockStore.layerMemory
+  return Option.isSome(url)
+    ? RedisLockStore.layer({ url: url.value, commandTimeout: "5 seconds" })
+    : LockStore.layerMemory
 }))
 
-const service = DistributedSemaphore.make("demo:service", { limit: 3, ttl: "3 seconds", waitTimeout: "20 seconds" })
+const service = DistributedSemaphore.make("demo:service", { limit: 3, ttl: "10 seconds", waitTimeout: "30 seconds" })
 
 /** The service. It knows how many are calling it, which in real life nobody does. */
 const load = { now: 0, most: 0 }

@@ -18,15 +18,14 @@ const assertTold = ({ exitCode, output }: { readonly exitCode: number; readonly 
   assert.lengthOf(tokens, 8)
   assert.deepStrictEqual(tokens, Array.from(new Set(tokens)).toSorted((a, b) => a - b))
 
-  const steps = [
-    "administrator: deletes the lock",
-    "Ada finalizer: removes the draft",
-    "Ada's audit has failed: LockLost, reason \"NotHeld\"",
-    "Ben writes 190"
-  ].map((step) => loss.indexOf(step))
-  assert.isAbove(steps[0]!, -1, output)
-  assert.deepStrictEqual(steps, steps.toSorted((a, b) => a - b), output)
-  assert.notInclude(loss, "reads page 20 of 20")
+  // Until Ada is told two may be inside, so Ben may come to his end before.
+  const told = ["Ada finalizer: removes the draft", "Ada's audit has failed: LockLost, reason \"NotHeld\""]
+  for (const ends of [told, ["Ben reads 180", "Ben writes 190"]]) {
+    const steps = ["administrator: deletes the lock", ...ends].map((step) => loss.indexOf(step))
+    assert.isAbove(steps[0]!, -1, output)
+    assert.deepStrictEqual(steps, steps.toSorted((a, b) => a - b), output)
+  }
+  assert.notInclude(loss, "reads page 40 of 40")
 }
 
 describe("examples/quickstart.ts", () => {
@@ -44,7 +43,8 @@ describe("examples/quickstart.ts", () => {
       assertTold(told)
       assert.include(told.output, "Locks live in the redis store")
       for (const key of yield* server.keys("*")) {
-        assert.isAbove(Number(yield* server.command("PTTL", key)), 0, key)
+        // A key that has gone meanwhile has -2.
+        assert.notStrictEqual(Number(yield* server.command("PTTL", key)), -1, key)
       }
     }).pipe(Effect.provide(NodeServices.layer)))
 })

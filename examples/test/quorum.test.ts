@@ -9,7 +9,7 @@ const assertTold = ({ exitCode, output }: { readonly exitCode: number; readonly 
   const steps = [
     "settling, with token",
     "voter one goes",
-    "1 holder after 4500 ms: two votes of three have renewed its lease",
+    "1 holder after 9000 ms: two votes of three have renewed its lease",
     "another key is locked meanwhile",
     "voter two goes, too",
     "settling is interrupted",
@@ -18,11 +18,12 @@ const assertTold = ({ exitCode, output }: { readonly exitCode: number; readonly 
   ].map((step) => output.indexOf(step))
   assert.isAbove(Math.min(...steps), -1, output)
   assert.deepStrictEqual(steps, steps.toSorted((a, b) => a - b), output)
-  assert.match(output, /lost: not renewed within its ttl of 3000 ms/)
+  assert.match(output, /lost: not renewed within its ttl of 6000 ms/)
   assert.match(output, /one: unreachable \(.+\); two: unreachable \(.+\); three: granted$/m)
 }
 
-describe("examples/quorum.ts", { concurrent: true }, () => {
+// Most of it is waiting: for a lease to be renewed, for another one to run out, for voters that do not answer.
+describe("examples/quorum.ts", { concurrent: true, timeout: 120_000 }, () => {
   it.live("goes on without one of three voters, and ends by the deadline without two, on servers of its own", () =>
     Effect.gen(function*() {
       assertTold(yield* run("quorum.ts"))
@@ -35,7 +36,8 @@ describe("examples/quorum.ts", { concurrent: true }, () => {
       for (const { server } of voters) {
         assert.strictEqual(yield* server.command("PING"), "PONG")
         for (const key of yield* server.keys("*")) {
-          assert.isAbove(Number(yield* server.command("PTTL", key)), 0, key)
+          // A key that has gone meanwhile has -2.
+          assert.notStrictEqual(Number(yield* server.command("PTTL", key)), -1, key)
         }
       }
     }).pipe(Effect.provide(NodeServices.layer)))

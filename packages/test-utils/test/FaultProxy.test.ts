@@ -44,7 +44,7 @@ const proxiedClients = Effect.gen(function*() {
 const until = <E, R>(condition: Effect.Effect<boolean, E, R>) =>
   condition.pipe(
     Effect.repeat({ until: (met) => met, schedule: Schedule.spaced("10 millis") }),
-    Effect.timeout("10 seconds")
+    Effect.timeout("30 seconds")
   )
 
 /** Whether the fiber is still waiting after a time in which an undisturbed round trip is done many times over. */
@@ -86,7 +86,8 @@ layer(RedisServer.RedisServer.layer(), { excludeTestServices: true })("FaultProx
       yield* call(one, "PING")
       yield* call(other, "PING")
       assert.strictEqual(yield* proxy.connections, 2)
-      assert.strictEqual(yield* proxiedClients, 2)
+      // The server may not know yet that those of the test before are gone.
+      yield* until(Effect.map(proxiedClients, (n) => n === 2))
 
       one.disconnect()
       yield* until(Effect.map(proxiedClients, (n) => n === 1))
@@ -173,7 +174,7 @@ layer(RedisServer.RedisServer.layer(), { excludeTestServices: true })("FaultProx
       yield* proxy.blackhole()
       const ping = yield* Effect.forkChild(call(yield* connect(proxy), "PING"), { startImmediately: true })
       assert.isTrue(yield* isWaiting(ping))
-      assert.strictEqual(yield* proxy.connections, 1)
+      yield* until(Effect.map(proxy.connections, (n) => n === 1))
       yield* proxy.heal
       assert.strictEqual(yield* Fiber.join(ping), "PONG")
     }))

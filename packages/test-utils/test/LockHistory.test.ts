@@ -263,7 +263,7 @@ describe("LockHistory.check", () => {
     const events = history(100_000)
     const started = performance.now()
     assert.deepStrictEqual(LockHistory.check(events), [])
-    assert.isBelow(performance.now() - started, 10_000)
+    assert.isBelow(performance.now() - started, 30_000)
     const last = op("late", { invoke: 100_000, acquired: 110_000, token: -1, release: 110_001 })
     assert.deepStrictEqual(tags(LockHistory.check([...events, ...last])), ["NotFifo"])
   })

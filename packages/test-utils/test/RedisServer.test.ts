@@ -22,7 +22,7 @@ const isAlive = (pid: number) => {
 const eventually = (condition: () => boolean) =>
   Effect.sync(condition).pipe(
     Effect.repeat({ until: (met) => met, schedule: Schedule.spaced("10 millis") }),
-    Effect.timeout("10 seconds")
+    Effect.timeout("30 seconds")
   )
 
 const occupiedPort = Effect.acquireRelease(
@@ -150,7 +150,7 @@ layer(RedisServer.RedisServer.layer(), { excludeTestServices: true })("a shared 
         yield* Effect.scoped(server.monitor)
         yield* server.clients.pipe(
           Effect.repeat({ until: (clients) => clients.length === 1, schedule: Schedule.spaced("10 millis") }),
-          Effect.timeout("10 seconds")
+          Effect.timeout("30 seconds")
         )
       }))
   })
@@ -248,6 +248,20 @@ describe("RedisServer", () => {
       )
       yield* server.resume
       assert.strictEqual(yield* Fiber.join(ping), "PONG")
+    }))
+
+  it.live("fails typed when the connection is cut before the reply, and has another one for the next command", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const blocked = yield* Effect.forkChild(server.command("BLPOP", "nothing", 0), { startImmediately: true })
+      yield* Effect.acquireRelease(
+        Effect.sync(() => Net.connect(server.port, server.host).end("CLIENT KILL TYPE normal\r\n")),
+        (socket) => Effect.sync(() => socket.destroy())
+      )
+      const error = yield* Effect.flip(Fiber.join(blocked))
+      assert.strictEqual(error.reason, "CommandFailed")
+      assert.include(error.message, "BLPOP: Error: the connection was closed before the reply")
+      assert.strictEqual(yield* server.command("PING"), "PONG")
     }))
 
   it.live("fails typed when killed, and comes back empty on the same port", () =>

@@ -27,7 +27,7 @@ const tracesOf = (servers: ReadonlyArray<RedisServer.Server>) =>
 const eventually = <A, E>(effect: Effect.Effect<A, E>, until: (value: A) => boolean) =>
   effect.pipe(
     Effect.repeat({ until, schedule: Schedule.spaced("10 millis") }),
-    Effect.timeout("30 seconds")
+    Effect.timeout("50 seconds")
   )
 
 const disconnecting = <C extends Redis | Cluster>(client: C) =>
@@ -40,7 +40,8 @@ const disconnecting = <C extends Redis | Cluster>(client: C) =>
   )
 
 describe("RedisServer.cluster", () => {
-  layer(RedisServer.cluster(), { excludeTestServices: true })("shared", (it) => {
+  // A node that a busy machine does not run for a moment is not to lose its role.
+  layer(RedisServer.cluster({ nodeTimeout: "4 seconds" }), { excludeTestServices: true })("shared", (it) => {
     it.effect("serves every slot with a master and a replica each, and ioredis", () =>
       Effect.gen(function*() {
         const { addresses, nodes } = yield* RedisServer.RedisCluster
@@ -147,7 +148,8 @@ describe("RedisServer.cluster", () => {
       )
       assert.strictEqual(error.reason, "NotStarted")
       assert.include(error.message, "no-such-directive")
-      assert.deepStrictEqual(childrenOf(process.pid), before)
+      // Of those from before, some may have been about to end.
+      assert.deepStrictEqual(childrenOf(process.pid).filter((child) => !before.includes(child)), [])
     }))
 })
 
@@ -163,7 +165,8 @@ const childrenOf = (parent: number): ReadonlyArray<string> =>
   })
 
 describe("RedisServer.sentinel", () => {
-  layer(RedisServer.sentinel(), { excludeTestServices: true })("shared", (it) => {
+  // A master that a busy machine does not run for a moment is not to be replaced.
+  layer(RedisServer.sentinel({ downAfter: "4 seconds" }), { excludeTestServices: true })("shared", (it) => {
     it.effect("leads ioredis to the master", () =>
       Effect.gen(function*() {
         const sentinel = yield* RedisServer.RedisSentinel

@@ -276,7 +276,8 @@ const readWriteChecks: ReadonlyArray<Check> = [
     Effect.gen(function*() {
       const { key, one } = yield* setup
       const lock = ReadWriteLock.make(key)
-      yield* (yield* contend(key, { limit: 2 ** 20, ttl: yield* scaled(1000) })).take()
+      // Long enough for a machine that stalls before the writer asks.
+      yield* (yield* contend(key, { limit: 2 ** 20, ttl: yield* scaled(5000) })).take()
       yield* expected("another reader", one(lock.withRead(Effect.void)))
       assert.isTrue(Option.isNone(yield* one(lock.withWriteIfAvailable(Effect.void))))
       yield* expected("the writer", one(lock.withWrite(Effect.void)))
@@ -340,7 +341,7 @@ const readWriteChecks: ReadonlyArray<Check> = [
     Effect.gen(function*() {
       const { isFree, key, one } = yield* setup
       const [client] = (yield* Subject).clients
-      const lock = ReadWriteLock.make(key, { ttl: yield* scaled(3000) })
+      const lock = ReadWriteLock.make(key, { ttl: yield* scaled(6000) })
       const error = yield* expected(
         "the loss",
         Effect.scoped(Effect.gen(function*() {

@@ -3,8 +3,8 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Net from "node:net"
 import type { Cluster, ClusterNode, ClusterOptions, Server, SlotMigration } from "../RedisServer.ts"
-import { freePort, host, make as makeServer } from "./redisServer.ts"
-import { RedisServerError } from "./redisServerError.ts"
+import { freePort, host, isPaused, make as makeServer } from "./redisServer.ts"
+import type { RedisServerError } from "./redisServerError.ts"
 import { askAll, until } from "./redisTopology.ts"
 
 const slotCount = 16384
@@ -232,13 +232,7 @@ const migration = (
 })
 
 const isMaster = (node: ClusterNode): Effect.Effect<boolean, RedisServerError> =>
-  node.role.pipe(
-    Effect.timeoutOrElse({
-      duration: "1 second",
-      orElse: () => Effect.fail(new RedisServerError({ reason: "NotRunning", message: `${node.port} does not answer` }))
-    }),
-    Effect.map((role) => role === "master")
-  )
+  Effect.suspend(() => isPaused(node) ? Effect.succeed(false) : Effect.map(node.role, (role) => role === "master"))
 
 interface KnownNode {
   readonly id: string

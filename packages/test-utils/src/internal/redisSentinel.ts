@@ -83,6 +83,9 @@ export const make = Effect.fnUntraced(function*(
   })
   const settled = until("the sentinels have settled", checkSettled)
   yield* settled
+  // A failover on demand is undone by a Sentinel that hears nothing of it within four of these periods, and the one that leads
+  // it may need more than a second to find out itself.
+  yield* askAll(sentinels, "SENTINEL", "DEBUG", "PUBLISH-PERIOD", "500")
 
   return {
     servers,
@@ -111,7 +114,7 @@ export const make = Effect.fnUntraced(function*(
           const [answer] = yield* askAll(sentinels, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
           if (answer !== undefined) yield* Effect.ignore(answer.server.command("SENTINEL", "FAILOVER", name))
           return yield* successor.pipe(
-            Effect.retry(Schedule.spaced("20 millis").pipe(Schedule.upTo({ duration: "6 seconds" })))
+            Effect.retry(Schedule.spaced("20 millis").pipe(Schedule.upTo({ duration: "12 seconds" })))
           )
         })
       )

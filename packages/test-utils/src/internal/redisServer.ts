@@ -24,6 +24,12 @@ import { RedisServerError } from "./redisServerError.ts"
 /** @internal */
 export const host = "127.0.0.1"
 
+/** The directories of the servers that `pause` has frozen, so that nobody has to wait for what will not come. */
+const paused = new Set<string>()
+
+/** @internal */
+export const isPaused = ({ dir }: Server): boolean => paused.has(dir)
+
 /** A server as the topologies need it: `ready` is what it prints when it is. */
 interface ServerOptions extends Options {
   readonly ready?: string | undefined
@@ -98,12 +104,14 @@ const makeServer = Effect.fnUntraced(function*(options: ServerOptions): Effect.f
         },
         catch: (cause) => new RedisServerError({ reason: "NotRunning", message: `${name} failed`, cause })
       }))
-  const kill = ScopedRef.set(current, Effect.succeed(undefined))
+  const unpaused = Effect.sync(() => void paused.delete(dir))
+  yield* Effect.addFinalizer(() => unpaused)
+  const kill = Effect.andThen(unpaused, ScopedRef.set(current, Effect.succeed(undefined)))
 
   const command: Server["command"] = (name, ...args) =>
-    Effect.flatMap(running, ({ admin }) =>
+    Effect.flatMap(running, ({ call }) =>
       Effect.tryPromise({
-        try: () => admin.call(name, ...args),
+        try: () => call(name, ...args),
         catch: (cause) => new RedisServerError({ reason: "CommandFailed", message: `${name}: ${String(cause)}`, cause })
       }))
   const text = (name: string, ...args: ReadonlyArray<string>) => Effect.map(command(name, ...args), String)
@@ -117,12 +125,15 @@ const makeServer = Effect.fnUntraced(function*(options: ServerOptions): Effect.f
     pid: Effect.map(running, ({ pid }) => pid),
     output: Effect.sync(() => log),
     // A signal may take effect after `kill` returned; where there is no /proc, that has to be taken on trust.
-    pause: Effect.flatMap(signal("SIGSTOP"), (pid) =>
-      fs.readFileString(`/proc/${pid}/stat`).pipe(
-        Effect.repeat({ until: (stat) => /\) [TtZX] /.test(stat) }),
-        Effect.ignore
-      )),
-    resume: Effect.asVoid(signal("SIGCONT")),
+    pause: Effect.flatMap(
+      Effect.tap(signal("SIGSTOP"), () => Effect.sync(() => paused.add(dir))),
+      (pid) =>
+        fs.readFileString(`/proc/${pid}/stat`).pipe(
+          Effect.repeat({ until: (stat) => /\) [TtZX] /.test(stat) }),
+          Effect.ignore
+        )
+    ),
+    resume: Effect.andThen(signal("SIGCONT"), unpaused),
     kill,
     restart: Effect.andThen(
       kill,
@@ -184,7 +195,7 @@ const findBinary = Effect.fnUntraced(function*(chosen: string | undefined) {
 })
 
 interface Process extends Pick<ChildProcessSpawner.ChildProcessHandle, "pid" | "isRunning"> {
-  readonly admin: Redis
+  readonly call: (name: string, ...args: ReadonlyArray<string | number>) => Promise<unknown>
 }
 
 const startProcess = Effect.fnUntraced(function*(options: {
@@ -238,8 +249,8 @@ const startProcess = Effect.fnUntraced(function*(options: {
     Effect.timeoutOrElse({ duration: "20 seconds", orElse: () => notStarted("was not ready within 20 seconds") })
   )
 
-  const admin = yield* connectAdmin(options.port)
-  return { pid: handle.pid, isRunning: handle.isRunning, admin }
+  const call = yield* connectAdmin(options.port)
+  return { pid: handle.pid, isRunning: handle.isRunning, call }
 })
 
 /**
@@ -256,7 +267,12 @@ const watchdog = (handle: ChildProcessSpawner.ChildProcessHandle, dir: string) =
     Effect.ignore
   )
 
-const connectAdmin = Effect.fnUntraced(function*(port: number) {
+const connectAdmin = Effect.fnUntraced(function*(port: number): Effect.fn.Return<
+  Process["call"],
+  RedisServerError,
+  Scope.Scope
+> {
+  const unanswered = new Set<(cause: Error) => void>()
   const admin = yield* Effect.acquireRelease(
     Effect.sync(() => {
       const redis = new Redis({
@@ -272,6 +288,10 @@ const connectAdmin = Effect.fnUntraced(function*(port: number) {
         retryStrategy: () => 20
       })
       redis.on("error", () => {})
+      // A Sentinel cuts every connection of a server it gives another role; ioredis forgets what it has sent over it.
+      redis.on("close", () => {
+        for (const fail of unanswered) fail(new Error("the connection was closed before the reply"))
+      })
       return redis
     }),
     (redis) => Effect.sync(() => redis.disconnect())
@@ -280,7 +300,11 @@ const connectAdmin = Effect.fnUntraced(function*(port: number) {
     try: () => admin.connect(),
     catch: (cause) => new RedisServerError({ reason: "NotStarted", message: `No connection to port ${port}`, cause })
   })
-  return admin
+  return (name, ...args) =>
+    new Promise((resolve, reject) => {
+      unanswered.add(reject)
+      void admin.call(name, ...args).then(resolve, reject).finally(() => unanswered.delete(reject))
+    })
 })
 
 /** @internal */

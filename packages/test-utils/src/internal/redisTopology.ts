@@ -2,6 +2,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import type { Server } from "../RedisServer.ts"
+import { isPaused } from "./redisServer.ts"
 import { RedisServerError } from "./redisServerError.ts"
 
 /**
@@ -23,19 +24,29 @@ export const until = <A>(
       ),
       Effect.retry(Schedule.spaced("20 millis")),
       Effect.timeoutOrElse({
-        duration: "30 seconds",
-        orElse: () => Effect.fail(`${what}: not within 30 seconds (${missing})`)
+        duration: "50 seconds",
+        orElse: () => Effect.fail(`${what}: not within 50 seconds (${missing})`)
       }),
       Effect.mapError((error) => new RedisServerError({ reason: "NotStarted", message: String(error) }))
     )
   })
 
-/** The reply, or `None` where there is none: the server is down, or paused. */
+/** The reply, or `None` where there is none: the server is down, or paused. One that is only slow has its say, too. */
 const ask = (
   server: Server,
   name: string,
   ...args: ReadonlyArray<string>
-): Effect.Effect<Option.Option<unknown>> => Effect.option(Effect.timeout(server.command(name, ...args), "1 second"))
+): Effect.Effect<Option.Option<unknown>> =>
+  Effect.suspend(() =>
+    isPaused(server)
+      ? Effect.succeedNone
+      : server.command(name, ...args).pipe(
+        // Once more where the connection was cut.
+        Effect.retry({ times: 1, while: ({ reason }) => reason === "CommandFailed" }),
+        Effect.timeout("5 seconds"),
+        Effect.option
+      )
+  )
 
 /**
  * What those servers say that answer.

@@ -19,7 +19,7 @@ export const register = <E, E2>(
   layer: Layer.Layer<LockStore, E>,
   options: Options<E2, LockStore>
 ): void => {
-  const { patience = "20 seconds" } = options
+  const { patience = "30 seconds" } = options
   const timeout = 3 * Duration.toMillis(Duration.fromInputUnsafe(patience))
   layerOf(subjectOf(layer, options), { concurrent: true, excludeTestServices: true, timeout })(name, (it) => {
     for (const { name, needs, run } of checks) {

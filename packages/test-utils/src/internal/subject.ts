@@ -29,9 +29,9 @@ export interface Options<E = never, Stores = LockStore | PermitStore> {
    * Default true.
    */
   readonly permits?: boolean | undefined
-  /** What the durations of the checks (a ttl that runs out: about a second) are multiplied with. Default 1. */
+  /** What the durations of the checks (a ttl that runs out: up to six seconds) are multiplied with. Default 1. */
   readonly timeScale?: number | undefined
-  /** How long anything that has to happen may take at most. Default 20 seconds. */
+  /** How long anything that has to happen may take at most. Default 30 seconds. */
   readonly patience?: Duration.Input | undefined
 }
 
@@ -86,7 +86,7 @@ export const subjectOf = <E, E2>(
 
 const make = Effect.fnUntraced(function*<E, E2>(
   layer: Layer.Layer<LockStore, E>,
-  { otherClient, patience = "20 seconds", timeScale = 1 }: Options<E2, LockStore>
+  { otherClient, patience = "30 seconds", timeScale = 1 }: Options<E2, LockStore>
 ): Effect.fn.Return<Subject["Service"], E | E2, Scope.Scope> {
   // One map for all clients, so that they share what their layers share.
   const memoMap = Layer.CurrentMemoMap.forkOrCreate(yield* Effect.context())
