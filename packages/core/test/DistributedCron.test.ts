@@ -370,6 +370,18 @@ describe("once", () => {
       }
     }))
 
+  it.effect("does not run inside the region of its own key: whoever holds that has begun", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      let runs = 0
+      const run = once(lock, Effect.sync(() => ++runs))
+      const twice = Effect.all([run, run], { concurrency: "unbounded" })
+      assert.deepStrictEqual(yield* lock.withLock(twice, "k"), [Option.none(), Option.none()])
+      assert.deepStrictEqual(Option.getOrThrow(yield* once(lock, twice)), [Option.none(), Option.none()])
+      assert.strictEqual(runs, 0)
+      assert.deepStrictEqual(store.releases.map(({ keepFor }) => keepFor), [0, 60_000])
+    }))
+
   it.effect("refuses a time that is none", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
