@@ -382,6 +382,14 @@ describe("once", () => {
       assert.deepStrictEqual(store.releases.map(({ keepFor }) => keepFor), [0, 60_000])
     }))
 
+  it.effect("is not bounded by a maxHold that the layer gives to its locks", () =>
+    Effect.gen(function*() {
+      const { lock } = yield* setup({ maxHold: "5 seconds" })
+      const fiber = yield* Effect.forkChild(once(lock, Effect.as(Effect.sleep("2 minutes"), "a")))
+      yield* TestClock.adjust("2 minutes")
+      assert.deepStrictEqual(yield* Fiber.join(fiber), Option.some("a"))
+    }))
+
   it.effect("refuses a time that is none", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
