@@ -84,8 +84,9 @@ export interface Options extends Omit<LockOptions.LockOptions, "waitTimeout" | "
  * **Details**
  *
  * `cron` is an expression of five or six fields, in UTC, or a `Cron`, which can have a time zone. Runs of one name never
- * overlap: a tick waits for the run before it for `startWithin`, and is skipped after that, which is logged. A run that fails,
- * dies or loses its lease is logged as an error and ends nothing: handle failures in the job to do more about them.
+ * overlap: a tick waits for the run before it for `startWithin`, and is skipped after that, also where the machine was suspended
+ * meanwhile, which is logged. A run that fails, dies or loses its lease is logged as an error and ends nothing: handle failures
+ * in the job to do more about them.
  *
  * Interrupting it interrupts the job, if it runs here, and awaits its end and its release. It fails with `LockInvalid` when
  * name, schedule or options are not usable, and with `LockClosed` when the `Lock` layer closes.
@@ -144,6 +145,10 @@ export const run: {
      */
     const isTaken = ({ holders }: LockTimeout) => holders.some(({ metadata }) => metadata["claimant"] !== claimant)
 
+    /** Timers know nothing of a suspended machine: what was granted has to look at the clock once more. */
+    const ifInTime = <A, E, R>(at: number, limit: number, granted: Effect.Effect<A, E, R>) =>
+      Effect.flatMap(lateness(at), (late) => late > limit ? skipped(at, "granted too late") : Effect.asVoid(granted))
+
     /**
      * Whether the tick is ours to run. Somebody whose clock is behind by the tolerance may claim it until that clock finds it
      * too late, so it stays claimed for twice the tolerance, and by its ttl even if we die now.
@@ -162,11 +167,7 @@ export const run: {
         at + tolerance,
         (error) => error._tag === "LockStoreError" || (error._tag === "LockTimeout" && !isTaken(error))
       ).pipe(
-        Effect.andThen(lateness(at)),
-        // One that was granted so late may be the second.
-        Effect.flatMap((late) =>
-          late > tolerance ? Effect.as(skipped(at, "claimed too late"), false) : Effect.succeed(true)
-        ),
+        Effect.as(true),
         Effect.catch((error) =>
           error._tag === "LockClosed" || error._tag === "LockInvalid"
             ? Effect.fail(error)
@@ -179,26 +180,28 @@ export const run: {
 
     const runAt = (at: number): Effect.Effect<void, never, R> => {
       let hasBegun = false
-      const body = (lease: Lease) => {
-        hasBegun = true
-        return Effect.isEffect(job) ? job : job({ at: DateTime.makeUnsafe(at), lease })
-      }
+      const body = (lease: Lease) =>
+        Effect.suspend(() => {
+          hasBegun = true
+          return Effect.isEffect(job) ? job : job({ at: DateTime.makeUnsafe(at), lease })
+        })
+      // A startWithin below the tolerance bounds the wait, not how late a tick may be claimed.
+      const inTime = (lease: Lease) => ifInTime(at, Math.max(startWithin, tolerance), body(lease))
       const running = Effect.flatMap(lateness(at), (late) => {
         const waitTimeout = Math.max(0, startWithin - late)
-        return lock.withLease(name, body, { ...lockOptions, minHold: 0, maxWaiters: Infinity, waitTimeout })
+        return lock.withLease(name, inTime, { ...lockOptions, minHold: 0, maxWaiters: Infinity, waitTimeout })
       })
       return retryUntil(running, at + startWithin, (error) => error instanceof LockStoreError && !hasBegun).pipe(
         Effect.catchCause((cause) =>
           hasBegun
             ? tell(Effect.logError(`The run of the tick at ${isoOf(at)} failed`, cause))
             : skipped(at, cause)
-        ),
-        Effect.asVoid
+        )
       )
     }
 
     return yield* Effect.scoped(Effect.gen(function*() {
-      const runs = yield* FiberSet.make<void, LockClosed | LockInvalid>()
+      const runs = yield* FiberSet.make<unknown, LockClosed | LockInvalid>()
       const ticks = Effect.gen(function*() {
         let last = yield* Clock.currentTimeMillis
         while (true) {
@@ -210,7 +213,8 @@ export const run: {
             yield* Effect.sleep(Math.min(-late, Math.max(1000, tolerance / 2)))
           }
           if ((yield* lateness(at)) > tolerance) continue
-          yield* FiberSet.run(runs, Effect.flatMap(claim(at), (isOurs) => isOurs ? runAt(at) : Effect.void))
+          // A claim that was granted later than that may be the second.
+          yield* FiberSet.run(runs, Effect.when(ifInTime(at, tolerance, runAt(at)), claim(at)))
         }
       })
       return yield* Effect.raceFirst(Effect.andThen(FiberSet.join(runs), Effect.never), ticks)

@@ -260,6 +260,38 @@ describe("run", () => {
       assert.deepStrictEqual(ran, [1, 61, 62, 63, 64])
     }))
 
+  it.effect("does not run a tick after a suspension in which the time to wait for the run before it has passed", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const { lock } = yield* setup()
+        const { clock, jump } = yield* jumpingClock
+        const ran: Array<number> = []
+        const job = (tick: DistributedCron.Tick) => Effect.andThen(record(ran)(tick), Effect.sleep(1500))
+        yield* schedule(lock, job, { tolerance: "2 seconds", startWithin: "10 seconds" }, "* * * * * *").pipe(
+          Effect.provideService(Clock.Clock, clock),
+          Effect.forkChild
+        )
+        yield* TestClock.adjust(2100)
+        assert.deepStrictEqual(ran, [1])
+        jump(36_000_000)
+        yield* TestClock.adjust(1000)
+        yield* until(() => ran.length > 1)
+        assert.isAbove(ran[1]!, 36_000, "not the one that waited")
+        assert.lengthOf(lines.filter(({ text }) => text.startsWith("Skipped the tick at 1970-01-01T00:00:02")), 1)
+      })
+    ))
+
+  it.effect("runs a tick whose lock is free, however little time there is to wait for it", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const ran: Array<number> = []
+      store.faults.attempt = (run) => Effect.delay(run, 50)
+      yield* Effect.forkChild(schedule(lock, record(ran), { startWithin: 0 }))
+      yield* TestClock.adjust(2500)
+      yield* until(() => ran.length === 2)
+      assert.deepStrictEqual(ran, [1, 2])
+    }))
+
   it.effect("notices in time that its clock was set forward while it slept", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
