@@ -67,7 +67,7 @@ export type Job<A, E, R> = Effect.Effect<A, E, R> | ((tick: Tick) => Effect.Effe
 export interface Options extends Omit<LockOptions.LockOptions, "waitTimeout" | "minHold" | "maxWaiters" | "priority"> {
   /**
    * By how much the clocks of two processes may differ, and how late a process may claim a tick that nobody else has claimed.
-   * A tick stays claimed for 2.1 times as long. Default 10 seconds; on a quorum at most `maxTtl` / 2.1.
+   * A tick stays claimed for 2.1 times as long. Default 10 seconds, at most 11.8 days; on a quorum at most `maxTtl` / 2.1.
    */
   readonly tolerance?: Duration.Input | undefined
   /**
@@ -242,9 +242,10 @@ const resolve = Effect.fnUntraced(function*(
   const invalid = LockOptions.checkKey(name) ?? LockOptions.checkKey(`${name}:${isoOf(0)}`)
   if (invalid !== undefined) return yield* Effect.fail(invalid)
   const { ttl } = yield* LockOptions.resolve(lockOptions)
-  const millis = yield* LockOptions.resolveAs("tolerance", tolerance, "ttl")
+  const { maxDuration, resolveDuration } = LockOptions
+  const millis = yield* resolveDuration("tolerance", tolerance, { min: 10, max: Math.floor(maxDuration / 2.1) })
   const keep = Math.ceil(2.1 * millis)
-  const start = yield* LockOptions.resolveAs("startWithin", startWithin ?? 2 * ttl, "minHold")
+  const start = yield* resolveDuration("startWithin", startWithin ?? Math.min(2 * ttl, maxDuration), { min: 0 })
   return { lockOptions, tolerance: millis, keep, startWithin: start, schedule: yield* parse(cron) }
 })
 

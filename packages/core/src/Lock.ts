@@ -618,7 +618,7 @@ export const fromEngine = (engine: engines.Engine): Lock["Service"] =>
     withLockIfAvailable: (effect, key, options) =>
       engine.withTargetIfAvailable(engines.mutex(key), () => effect, options),
     once: (effect, key, { within, ...options }) =>
-      Effect.flatMap(LockOptions.resolveAs("within", within, "ttl"), (minHold) =>
+      Effect.flatMap(LockOptions.resolveDuration("within", within, { min: 10 }), (minHold) =>
         // Not with the lease of a region around: whoever has that has begun, and it is not kept for `within`.
         engine.withTargetIfAvailable({ ...engines.mutex(key), isShared: false }, () => effect, {
           ...options,

@@ -328,6 +328,20 @@ describe("run", () => {
       assert.deepStrictEqual(ran.map((time) => time / 86_400), [31])
     }))
 
+  it.effect("takes the longest tolerance that it says there is, and a ttl as long as any", () =>
+    Effect.gen(function*() {
+      const { lock } = yield* setup()
+      const refused = yield* Effect.flip(schedule(lock, Effect.void, { tolerance: "20 days" }))
+      assert.deepInclude(refused, { input: "tolerance", value: "\"20 days\"" })
+      const longest = Number((refused as LockError.LockInvalid).fix.match(/\d+/)![0])
+      const ran: Array<number> = []
+      yield* Effect.forkChild(schedule(lock, record(ran), { tolerance: longest, ttl: "24 days" }, "0 0 * * *"))
+      yield* TestClock.adjust("1 day")
+      yield* until(() => ran.length === 1)
+      const tooLong = { tolerance: longest + 1 }
+      assert.deepInclude(yield* Effect.flip(schedule(lock, Effect.void, tooLong)), { input: "tolerance" })
+    }))
+
   it.effect("refuses what cannot be used, before anything is sent", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup()
