@@ -329,7 +329,7 @@ export const withLocks: {
 export interface OnceOptions
   extends Omit<LockOptions.LockOptions, "waitTimeout" | "minHold" | "maxHold" | "maxWaiters" | "priority">
 {
-  /** For how long from the start of one run nobody else begins another. */
+  /** For how long from the start of one run nobody else begins another: at most 24.8 days, as for every finite duration. */
   readonly within: Duration.Input
   /**
    * Default the longer of `within` and 30 seconds, so that a killed run is not repeated within that time either. With a shorter

@@ -436,10 +436,10 @@ describe("once", () => {
       assert.deepStrictEqual(yield* Fiber.join(fiber), Option.some("a"))
     }))
 
-  it.effect("refuses a time that is none", () =>
+  it.effect("refuses a time that is none, and one that is too long", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
-      for (const within of [-1, 0]) {
+      for (const within of [-1, 0, "25 days"] as const) {
         const once = Lock.once(Effect.void, "k", { within })
         assert.deepInclude(yield* Effect.flip(Effect.provideService(once, Lock.Lock, lock)), { input: "within" })
       }
