@@ -28,6 +28,7 @@ import { format } from "effect/Formatter"
 import { dual } from "effect/Function"
 import * as Schedule from "effect/Schedule"
 import { randomId } from "./internal/engine.ts"
+import { logFailure } from "./internal/unattended.ts"
 import type { Lease } from "./Lease.ts"
 import { Lock } from "./Lock.ts"
 import { type LockClosed, LockInvalid, LockStoreError, type LockTimeout } from "./LockError.ts"
@@ -89,9 +90,13 @@ export interface Options extends Omit<LockOptions.LockOptions, "waitTimeout" | "
  * in the job to do more about them.
  *
  * Interrupting it interrupts the job, if it runs here, and awaits its end and its release. It fails with `LockInvalid` when
- * name, schedule or options are not usable, and with `LockClosed` when the `Lock` layer closes.
+ * name, schedule or options are not usable, and with `LockClosed` when the `Lock` layer closes. Either is logged, too, as an
+ * error, or at Effect's `References.UnhandledLogLevel`: nobody hears of the failure of a fiber that was forked.
  *
  * **Gotchas**
+ *
+ * A layer that forks it as below is built even if the schedule is not usable. A `Cron` made by `Cron.parseUnsafe` fails where
+ * it is made.
  *
  * Give all processes of a name the same schedule, tolerance and time zone: a `Cron` without one goes by that of each process.
  *
@@ -135,7 +140,8 @@ export const run: {
     options: Options = {}
   ): Effect.fn.Return<never, LockInvalid | LockClosed, R | Lock> {
     const lock = yield* Lock
-    const { keep, lockOptions, schedule, startWithin, tolerance } = yield* resolve(name, cron, options)
+    const logged = logFailure("DistributedCron", name)
+    const { keep, lockOptions, schedule, startWithin, tolerance } = yield* logged(resolve(name, cron, options))
     const claimant = yield* randomId
     const tell = Effect.annotateLogs({ module: "effect-lock", key: name })
     const skipped = (at: number, why: unknown) => tell(Effect.logWarning(`Skipped the tick at ${isoOf(at)}`, why))
@@ -200,7 +206,7 @@ export const run: {
       )
     }
 
-    return yield* Effect.scoped(Effect.gen(function*() {
+    return yield* logged(Effect.scoped(Effect.gen(function*() {
       const runs = yield* FiberSet.make<unknown, LockClosed | LockInvalid>()
       const ticks = Effect.gen(function*() {
         let last = yield* Clock.currentTimeMillis
@@ -218,7 +224,7 @@ export const run: {
         }
       })
       return yield* Effect.raceFirst(Effect.andThen(FiberSet.join(runs), Effect.never), ticks)
-    }))
+    })))
   })
 )
 

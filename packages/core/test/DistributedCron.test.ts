@@ -160,17 +160,39 @@ describe("run", () => {
       assert.deepStrictEqual(store.trace, ["job cleaned up", "release sent", "release Done"])
     }))
 
-  it.effect("fails when the layer closes", () =>
-    Effect.gen(function*() {
-      const store = yield* make
-      const layer = yield* Scope.make()
-      const lock = yield* Scope.provide(makeLock(store), layer)
-      const fiber = yield* Effect.forkChild(schedule(lock, Effect.never))
-      yield* TestClock.adjust(1500)
-      yield* Scope.close(layer, Exit.void)
-      yield* TestClock.adjust(1500)
-      assert.deepInclude(yield* Effect.flip(Fiber.join(fiber)), { _tag: "LockClosed" })
-    }))
+  it.effect("fails when the layer closes, and logs that", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const store = yield* make
+        const layer = yield* Scope.make()
+        const lock = yield* Scope.provide(makeLock(store), layer)
+        const fiber = yield* Effect.forkChild(schedule(lock, Effect.never))
+        yield* TestClock.adjust(1500)
+        yield* Scope.close(layer, Exit.void)
+        yield* TestClock.adjust(1500)
+        assert.deepInclude(yield* Effect.flip(Fiber.join(fiber)), { _tag: "LockClosed" })
+        const [line, ...others] = lines.filter(({ text }) => text.startsWith("DistributedCron"))
+        assert.deepInclude(line, { level: "Error", text: "DistributedCron \"job\" ended" })
+        assert.include(line!.cause, "LockClosed")
+        assert.deepStrictEqual(others, [])
+      })
+    ))
+
+  it.effect("logs why it does not even begin, where it was forked and nobody looks, but no interruption", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const { lock } = yield* setup()
+        const running = yield* Effect.forkScoped(schedule(lock, Effect.void))
+        yield* Effect.forkScoped(schedule(lock, Effect.void, {}, "0 3 * *"))
+        yield* settle
+        yield* Fiber.interrupt(running)
+        const [line, ...others] = lines
+        assert.deepInclude(line, { level: "Error", text: "DistributedCron \"job\" ended" })
+        assert.include(line!.cause, "Invalid cron \"0 3 * *\"")
+        assert.deepStrictEqual(line!.annotations, { module: "effect-lock", key: "job" })
+        assert.deepStrictEqual(others, [])
+      })
+    ))
 
   it.effect("asks a store that does not answer again, for the tolerance: a late run is better than none", () =>
     withLog((lines) =>
