@@ -6,6 +6,7 @@ import {
   Exit,
   Fiber,
   Option,
+  Random,
   References,
   Schedule,
   Scope,
@@ -17,7 +18,7 @@ import { LeaderElection, type Lease, Lock, LockError } from "../src/index.ts"
 import { withLog, withMetrics } from "./support/observe.ts"
 import { everyStep } from "./support/stepping.ts"
 import { make, makeLock, setup, type TestStore, unavailable } from "./support/TestStore.ts"
-import { drive, settle, until } from "./support/time.ts"
+import { drive, now, settle, until } from "./support/time.ts"
 
 const ttl = 900
 
@@ -209,6 +210,23 @@ describe("run", () => {
         yield* Fiber.interrupt(fiber)
       })
     ))
+
+  it.effect("spreads the campaigns of those whose store failed at the same moment", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const asked: Array<number> = []
+      store.faults.attempt = () =>
+        Effect.andThen(Effect.tap(now, (time) => Effect.sync(() => asked.push(time))), unavailable)
+      for (let seed = 0; seed < 5; seed++) {
+        const election = yield* elect(lock)
+        yield* Effect.forkChild(Random.withSeed(election.run(Effect.void), `candidate ${seed}`))
+      }
+      yield* until(() => asked.length === 5)
+      while (asked.length < 10) yield* TestClock.adjust(1)
+      assert.deepStrictEqual(asked.slice(0, 5), [0, 0, 0, 0, 0])
+      const again = asked.slice(5, 10)
+      assert.isAbove(new Set(again).size, 3, again.join())
+    }))
 
   it.effect("starts the schedule anew with each time of leading, and fails with what happened last when it ends", () =>
     Effect.gen(function*() {
