@@ -28,6 +28,7 @@ import { format } from "effect/Formatter"
 import { dual } from "effect/Function"
 import * as Schedule from "effect/Schedule"
 import { randomId } from "./internal/engine.ts"
+import { logFailure } from "./internal/unattended.ts"
 import type { Lease } from "./Lease.ts"
 import { Lock } from "./Lock.ts"
 import { type LockClosed, LockInvalid, LockStoreError, type LockTimeout } from "./LockError.ts"
@@ -67,7 +68,7 @@ export type Job<A, E, R> = Effect.Effect<A, E, R> | ((tick: Tick) => Effect.Effe
 export interface Options extends Omit<LockOptions.LockOptions, "waitTimeout" | "minHold" | "maxWaiters" | "priority"> {
   /**
    * By how much the clocks of two processes may differ, and how late a process may claim a tick that nobody else has claimed.
-   * A tick stays claimed for 2.1 times as long. Default 10 seconds; on a quorum at most `maxTtl` / 2.1.
+   * A tick stays claimed for 2.1 times as long. Default 10 seconds, at most 11.8 days; on a quorum at most `maxTtl` / 2.1.
    */
   readonly tolerance?: Duration.Input | undefined
   /**
@@ -84,13 +85,18 @@ export interface Options extends Omit<LockOptions.LockOptions, "waitTimeout" | "
  * **Details**
  *
  * `cron` is an expression of five or six fields, in UTC, or a `Cron`, which can have a time zone. Runs of one name never
- * overlap: a tick waits for the run before it for `startWithin`, and is skipped after that, which is logged. A run that fails,
- * dies or loses its lease is logged as an error and ends nothing: handle failures in the job to do more about them.
+ * overlap: a tick waits for the run before it for `startWithin`, and is skipped after that, also where the machine was suspended
+ * meanwhile, which is logged. A run that fails, dies or loses its lease is logged as an error and ends nothing: handle failures
+ * in the job to do more about them.
  *
  * Interrupting it interrupts the job, if it runs here, and awaits its end and its release. It fails with `LockInvalid` when
- * name, schedule or options are not usable, and with `LockClosed` when the `Lock` layer closes.
+ * name, schedule or options are not usable, and with `LockClosed` when the `Lock` layer closes. Either is logged, too, as an
+ * error, or at Effect's `References.UnhandledLogLevel`: nobody hears of the failure of a fiber that was forked.
  *
  * **Gotchas**
+ *
+ * A layer that forks it as below is built even if the schedule is not usable. A `Cron` made by `Cron.parseUnsafe` fails where
+ * it is made.
  *
  * Give all processes of a name the same schedule, tolerance and time zone: a `Cron` without one goes by that of each process.
  *
@@ -134,7 +140,8 @@ export const run: {
     options: Options = {}
   ): Effect.fn.Return<never, LockInvalid | LockClosed, R | Lock> {
     const lock = yield* Lock
-    const { keep, lockOptions, schedule, startWithin, tolerance } = yield* resolve(name, cron, options)
+    const logged = logFailure("DistributedCron", name)
+    const { keep, lockOptions, schedule, startWithin, tolerance } = yield* logged(resolve(name, cron, options))
     const claimant = yield* randomId
     const tell = Effect.annotateLogs({ module: "effect-lock", key: name })
     const skipped = (at: number, why: unknown) => tell(Effect.logWarning(`Skipped the tick at ${isoOf(at)}`, why))
@@ -143,6 +150,10 @@ export const run: {
      * split, or where a server that lost its memory grants nothing yet.
      */
     const isTaken = ({ holders }: LockTimeout) => holders.some(({ metadata }) => metadata["claimant"] !== claimant)
+
+    /** Timers know nothing of a suspended machine: what was granted has to look at the clock once more. */
+    const ifInTime = <A, E, R>(at: number, limit: number, granted: Effect.Effect<A, E, R>) =>
+      Effect.flatMap(lateness(at), (late) => late > limit ? skipped(at, "granted too late") : Effect.asVoid(granted))
 
     /**
      * Whether the tick is ours to run. Somebody whose clock is behind by the tolerance may claim it until that clock finds it
@@ -162,11 +173,7 @@ export const run: {
         at + tolerance,
         (error) => error._tag === "LockStoreError" || (error._tag === "LockTimeout" && !isTaken(error))
       ).pipe(
-        Effect.andThen(lateness(at)),
-        // One that was granted so late may be the second.
-        Effect.flatMap((late) =>
-          late > tolerance ? Effect.as(skipped(at, "claimed too late"), false) : Effect.succeed(true)
-        ),
+        Effect.as(true),
         Effect.catch((error) =>
           error._tag === "LockClosed" || error._tag === "LockInvalid"
             ? Effect.fail(error)
@@ -179,26 +186,28 @@ export const run: {
 
     const runAt = (at: number): Effect.Effect<void, never, R> => {
       let hasBegun = false
-      const body = (lease: Lease) => {
-        hasBegun = true
-        return Effect.isEffect(job) ? job : job({ at: DateTime.makeUnsafe(at), lease })
-      }
+      const body = (lease: Lease) =>
+        Effect.suspend(() => {
+          hasBegun = true
+          return Effect.isEffect(job) ? job : job({ at: DateTime.makeUnsafe(at), lease })
+        })
+      // A startWithin below the tolerance bounds the wait, not how late a tick may be claimed.
+      const inTime = (lease: Lease) => ifInTime(at, Math.max(startWithin, tolerance), body(lease))
       const running = Effect.flatMap(lateness(at), (late) => {
         const waitTimeout = Math.max(0, startWithin - late)
-        return lock.withLease(name, body, { ...lockOptions, minHold: 0, maxWaiters: Infinity, waitTimeout })
+        return lock.withLease(name, inTime, { ...lockOptions, minHold: 0, maxWaiters: Infinity, waitTimeout })
       })
       return retryUntil(running, at + startWithin, (error) => error instanceof LockStoreError && !hasBegun).pipe(
         Effect.catchCause((cause) =>
           hasBegun
             ? tell(Effect.logError(`The run of the tick at ${isoOf(at)} failed`, cause))
             : skipped(at, cause)
-        ),
-        Effect.asVoid
+        )
       )
     }
 
-    return yield* Effect.scoped(Effect.gen(function*() {
-      const runs = yield* FiberSet.make<void, LockClosed | LockInvalid>()
+    return yield* logged(Effect.scoped(Effect.gen(function*() {
+      const runs = yield* FiberSet.make<unknown, LockClosed | LockInvalid>()
       const ticks = Effect.gen(function*() {
         let last = yield* Clock.currentTimeMillis
         while (true) {
@@ -210,11 +219,12 @@ export const run: {
             yield* Effect.sleep(Math.min(-late, Math.max(1000, tolerance / 2)))
           }
           if ((yield* lateness(at)) > tolerance) continue
-          yield* FiberSet.run(runs, Effect.flatMap(claim(at), (isOurs) => isOurs ? runAt(at) : Effect.void))
+          // A claim that was granted later than that may be the second.
+          yield* FiberSet.run(runs, Effect.when(ifInTime(at, tolerance, runAt(at)), claim(at)))
         }
       })
       return yield* Effect.raceFirst(Effect.andThen(FiberSet.join(runs), Effect.never), ticks)
-    }))
+    })))
   })
 )
 
@@ -238,9 +248,10 @@ const resolve = Effect.fnUntraced(function*(
   const invalid = LockOptions.checkKey(name) ?? LockOptions.checkKey(`${name}:${isoOf(0)}`)
   if (invalid !== undefined) return yield* Effect.fail(invalid)
   const { ttl } = yield* LockOptions.resolve(lockOptions)
-  const millis = yield* LockOptions.resolveAs("tolerance", tolerance, "ttl")
+  const { maxDuration, resolveDuration } = LockOptions
+  const millis = yield* resolveDuration("tolerance", tolerance, { min: 10, max: Math.floor(maxDuration / 2.1) })
   const keep = Math.ceil(2.1 * millis)
-  const start = yield* LockOptions.resolveAs("startWithin", startWithin ?? 2 * ttl, "minHold")
+  const start = yield* resolveDuration("startWithin", startWithin ?? Math.min(2 * ttl, maxDuration), { min: 0 })
   return { lockOptions, tolerance: millis, keep, startWithin: start, schedule: yield* parse(cron) }
 })
 

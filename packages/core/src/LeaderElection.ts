@@ -33,6 +33,7 @@ import * as Option from "effect/Option"
 import * as Pull from "effect/Pull"
 import * as Schedule from "effect/Schedule"
 import * as SubscriptionRef from "effect/SubscriptionRef"
+import { logFailure } from "./internal/unattended.ts"
 import type { Lease } from "./Lease.ts"
 import { Lock } from "./Lock.ts"
 import {
@@ -73,6 +74,9 @@ export interface LeaderElection {
    * When the effect succeeds or fails, or `run` is interrupted, the effect's finalizers run, leadership is resigned at once,
    * and `run` ends in the same way. When leadership is lost, the effect is interrupted and `run` campaigns again, at the end
    * of the queue: the effect starts from its beginning when it leads once more. A store that does not answer only delays.
+   *
+   * A failure that ends it is logged, too, as an error, or at Effect's `References.UnhandledLogLevel`: nobody hears of the
+   * failure of a fiber that was forked.
    */
   readonly run: <A, E, R>(
     effect: Effect.Effect<A, E, R> | ((lease: Lease) => Effect.Effect<A, E, R>)
@@ -227,9 +231,9 @@ export const make = Effect.fnUntraced(function*(
     run: (effect) =>
       Effect.suspend(() => {
         const candidate: Candidate = { lease: undefined }
-        return Effect.ensuring(
-          campaign(candidate, (lease) => Effect.isEffect(effect) ? effect : effect(lease)),
-          update(() => candidates.delete(candidate))
+        return campaign(candidate, (lease) => Effect.isEffect(effect) ? effect : effect(lease)).pipe(
+          Effect.ensuring(update(() => candidates.delete(candidate))),
+          logFailure("LeaderElection", key)
         )
       })
   }

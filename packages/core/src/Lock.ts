@@ -103,6 +103,11 @@ export class Lock extends Context.Service<Lock, {
     key: string,
     options?: LockOptions.LockOptions
   ) => Effect.Effect<Option.Option<A>, E | TryError, R>
+  readonly once: <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    options: OnceOptions
+  ) => Effect.Effect<Option.Option<A>, E | TryError, R>
   readonly withLease: <A, E, R>(
     key: string,
     use: (lease: Lease) => Effect.Effect<A, E, R>,
@@ -324,7 +329,7 @@ export const withLocks: {
 export interface OnceOptions
   extends Omit<LockOptions.LockOptions, "waitTimeout" | "minHold" | "maxHold" | "maxWaiters" | "priority">
 {
-  /** For how long from the start of one run nobody else begins another. */
+  /** For how long from the start of one run nobody else begins another: at most 24.8 days, as for every finite duration. */
   readonly within: Duration.Input
   /**
    * Default the longer of `within` and 30 seconds, so that a killed run is not repeated within that time either. With a shorter
@@ -339,7 +344,8 @@ export interface OnceOptions
  *
  * **Details**
  *
- * A run that fails counts, too. One that takes longer than `within` keeps the key until it ends.
+ * A run that fails counts, too. One that takes longer than `within` keeps the key until it ends. Whoever holds the key has
+ * begun, so inside of `withLock` or `once` of the same key it is `None`.
  *
  * **Gotchas**
  *
@@ -372,19 +378,11 @@ export const once: {
   ): Effect.Effect<Option.Option<A>, E | TryError, R | Lock>
 } = dual(
   3,
-  <A, E, R>(effect: Effect.Effect<A, E, R>, key: string, { within, ...options }: OnceOptions) =>
-    Effect.flatMap(
-      LockOptions.resolveAs("within", within, "ttl"),
-      (minHold): Effect.Effect<Option.Option<A>, E | TryError, R | Lock> =>
-        Lock.use((lock) =>
-          lock.withLockIfAvailable(effect, key, {
-            ...options,
-            ttl: options.ttl ?? Math.max(minHold, LockOptions.defaults.ttl),
-            minHold,
-            maxHold: Infinity
-          })
-        )
-    )
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    key: string,
+    options: OnceOptions
+  ): Effect.Effect<Option.Option<A>, E | TryError, R | Lock> => Lock.use((lock) => lock.once(effect, key, options))
 )
 
 /**
@@ -625,6 +623,15 @@ export const fromEngine = (engine: engines.Engine): Lock["Service"] =>
     withLock: (effect, key, options) => engine.withTarget(engines.mutex(key), effect, options),
     withLockIfAvailable: (effect, key, options) =>
       engine.withTargetIfAvailable(engines.mutex(key), () => effect, options),
+    once: (effect, key, { within, ...options }) =>
+      Effect.flatMap(LockOptions.resolveDuration("within", within, { min: 10 }), (minHold) =>
+        // Not with the lease of a region around: whoever has that has begun, and it is not kept for `within`.
+        engine.withTargetIfAvailable({ ...engines.mutex(key), isShared: false }, () => effect, {
+          ...options,
+          ttl: options.ttl ?? Math.max(minHold, LockOptions.defaults.ttl),
+          minHold,
+          maxHold: Infinity
+        })),
     withLease: (key, use, options) => engine.withLease(engines.mutex(key), use, options),
     withLeaseIfAvailable: (key, use, options) => engine.withTargetIfAvailable(engines.mutex(key), use, options),
     withLocks: (effect, keys, options) => engine.withTargets(keys.map(engines.mutex), effect, options),

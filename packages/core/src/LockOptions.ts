@@ -18,7 +18,7 @@ import { LockInvalid, type LockStoreError } from "./LockError.ts"
 export interface LockOptions {
   /**
    * How long the lease lives in the store without renewal; so also how long a dead process blocks others. Renewed for as
-   * long as the scope is open. Default 30 seconds, at least 10 milliseconds.
+   * long as the scope is open. Default 30 seconds, at least 10 milliseconds, at most 24.8 days.
    */
   readonly ttl?: Duration.Input | undefined
   /**
@@ -117,18 +117,21 @@ export const resolve = (
   base: Resolved = defaults
 ): Effect.Effect<Resolved, LockInvalid> => {
   if (options === undefined) return Effect.succeed(base)
-  try {
+  return checked(() => {
     const resolved: Resolved = {
-      ttl: duration("ttl", options.ttl, base.ttl, { min: 10, finite: true }),
+      ttl: duration("ttl", options.ttl, base.ttl, { min: 10, max: maxDuration }),
       waitTimeout: duration("waitTimeout", options.waitTimeout, base.waitTimeout, { min: 0 }),
       // A default that was made for a longer ttl must not fail a call that shortens it.
       renewEvery: options.renewEvery === undefined && options.ttl !== undefined
         ? undefined
-        : duration("renewEvery", options.renewEvery, base.renewEvery, { min: 1, finite: true }),
+        : duration("renewEvery", options.renewEvery, base.renewEvery, { min: 1, max: maxDuration }),
       renewRetry: options.renewRetry ?? base.renewRetry,
-      releaseTimeout: duration("releaseTimeout", options.releaseTimeout, base.releaseTimeout, { min: 1, finite: true }),
+      releaseTimeout: duration("releaseTimeout", options.releaseTimeout, base.releaseTimeout, {
+        min: 1,
+        max: maxDuration
+      }),
       maxHold: duration("maxHold", options.maxHold, base.maxHold, { min: 1 }),
-      minHold: duration("minHold", options.minHold, base.minHold, { min: 0, finite: true }),
+      minHold: duration("minHold", options.minHold, base.minHold, { min: 0, max: maxDuration }),
       progressTimeout: duration("progressTimeout", options.progressTimeout, base.progressTimeout, { min: 1 }),
       priority: integer("priority", options.priority ?? base.priority, -1000, 1000),
       maxWaiters: integer("maxWaiters", options.maxWaiters ?? base.maxWaiters, 0, Infinity),
@@ -145,10 +148,8 @@ export const resolve = (
       throw invalid("minHold", options.minHold ?? resolved.minHold, `must not exceed maxHold of ${resolved.maxHold} ms`)
     }
     checkMetadata(resolved.holder)
-    return Effect.succeed(resolved)
-  } catch (error) {
-    return error instanceof LockInvalid ? Effect.fail(error) : Effect.die(error)
-  }
+    return resolved
+  })
 }
 
 /**
@@ -161,20 +162,24 @@ export const resolveTtl = (ttl: Duration.Input): Effect.Effect<number, LockInval
   Effect.map(resolve({ ttl }), (options) => options.ttl)
 
 /**
- * Checks a duration that serves as one of these options, and has a name of its own where it is given.
+ * Checks a duration that has a name of its own: at least `min` milliseconds, at most `max`, or `maxDuration`.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const resolveAs = (
+export const resolveDuration = (
   input: string,
   given: Duration.Input,
-  option: "ttl" | "minHold"
-): Effect.Effect<number, LockInvalid> =>
-  Effect.mapBoth(resolve({ [option]: given }), {
-    onSuccess: (options) => options[option],
-    onFailure: ({ fix, value }) => new LockInvalid({ input, value, fix })
-  })
+  bounds: { readonly min: number; readonly max?: number }
+): Effect.Effect<number, LockInvalid> => checked(() => duration(input, given, 0, { max: maxDuration, ...bounds }))
+
+/**
+ * The longest duration that is not infinite, in milliseconds: 24.8 days, where timers end.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const maxDuration = 2 ** 31 - 1
 
 /**
  * Checks that `permits` of `limit` permits can be asked for: whole numbers, 1 to `limit`, at most 2^30.
@@ -215,19 +220,25 @@ export const checkKey = (key: string): LockInvalid | undefined => {
   return undefined
 }
 
+const checked = <A>(check: () => A): Effect.Effect<A, LockInvalid> => {
+  try {
+    return Effect.succeed(check())
+  } catch (error) {
+    return error instanceof LockInvalid ? Effect.fail(error) : Effect.die(error)
+  }
+}
+
 const duration = <A extends number | undefined>(
   option: string,
   input: Duration.Input | undefined,
   fallback: A,
-  bounds: { readonly min: number; readonly finite?: boolean }
+  { max = Infinity, min }: { readonly min: number; readonly max?: number }
 ): number | A => {
   if (input === undefined) return fallback
   const millis = typeof input === "number" ? input : parse(option, input)
   if (Number.isNaN(millis)) throw invalid(option, input, "NaN is not a duration")
-  if (millis < bounds.min) throw invalid(option, input, `must be at least ${bounds.min} ms`)
-  if (bounds.finite === true && millis > maxFinite) {
-    throw invalid(option, input, `must be finite, at most ${maxFinite} ms`)
-  }
+  if (millis < min) throw invalid(option, input, `must be at least ${min} ms`)
+  if (millis > max) throw invalid(option, input, `must be finite, at most ${max} ms`)
   return Math.ceil(millis)
 }
 
@@ -235,9 +246,6 @@ const integer = (option: string, value: number, min: number, max: number): numbe
   if (value === max || Number.isInteger(value) && value >= min && value <= max) return value
   throw invalid(option, value, `must be a whole number from ${min} to ${max}`)
 }
-
-// A store computes sums of times in integers below 2^53, and timers end at 2^31 milliseconds (24 days).
-const maxFinite = 2 ** 31 - 1
 
 const parse = (option: string, input: Exclude<Duration.Input, number>): number => {
   // Effect takes these for zero.

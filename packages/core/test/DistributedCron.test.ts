@@ -160,17 +160,39 @@ describe("run", () => {
       assert.deepStrictEqual(store.trace, ["job cleaned up", "release sent", "release Done"])
     }))
 
-  it.effect("fails when the layer closes", () =>
-    Effect.gen(function*() {
-      const store = yield* make
-      const layer = yield* Scope.make()
-      const lock = yield* Scope.provide(makeLock(store), layer)
-      const fiber = yield* Effect.forkChild(schedule(lock, Effect.never))
-      yield* TestClock.adjust(1500)
-      yield* Scope.close(layer, Exit.void)
-      yield* TestClock.adjust(1500)
-      assert.deepInclude(yield* Effect.flip(Fiber.join(fiber)), { _tag: "LockClosed" })
-    }))
+  it.effect("fails when the layer closes, and logs that", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const store = yield* make
+        const layer = yield* Scope.make()
+        const lock = yield* Scope.provide(makeLock(store), layer)
+        const fiber = yield* Effect.forkChild(schedule(lock, Effect.never))
+        yield* TestClock.adjust(1500)
+        yield* Scope.close(layer, Exit.void)
+        yield* TestClock.adjust(1500)
+        assert.deepInclude(yield* Effect.flip(Fiber.join(fiber)), { _tag: "LockClosed" })
+        const [line, ...others] = lines.filter(({ text }) => text.startsWith("DistributedCron"))
+        assert.deepInclude(line, { level: "Error", text: "DistributedCron \"job\" ended" })
+        assert.include(line!.cause, "LockClosed")
+        assert.deepStrictEqual(others, [])
+      })
+    ))
+
+  it.effect("logs why it does not even begin, where it was forked and nobody looks, but no interruption", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const { lock } = yield* setup()
+        const running = yield* Effect.forkScoped(schedule(lock, Effect.void))
+        yield* Effect.forkScoped(schedule(lock, Effect.void, {}, "0 3 * *"))
+        yield* settle
+        yield* Fiber.interrupt(running)
+        const [line, ...others] = lines
+        assert.deepInclude(line, { level: "Error", text: "DistributedCron \"job\" ended" })
+        assert.include(line!.cause, "Invalid cron \"0 3 * *\"")
+        assert.deepStrictEqual(line!.annotations, { module: "effect-lock", key: "job" })
+        assert.deepStrictEqual(others, [])
+      })
+    ))
 
   it.effect("asks a store that does not answer again, for the tolerance: a late run is better than none", () =>
     withLog((lines) =>
@@ -260,6 +282,38 @@ describe("run", () => {
       assert.deepStrictEqual(ran, [1, 61, 62, 63, 64])
     }))
 
+  it.effect("does not run a tick after a suspension in which the time to wait for the run before it has passed", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const { lock } = yield* setup()
+        const { clock, jump } = yield* jumpingClock
+        const ran: Array<number> = []
+        const job = (tick: DistributedCron.Tick) => Effect.andThen(record(ran)(tick), Effect.sleep(1500))
+        yield* schedule(lock, job, { tolerance: "2 seconds", startWithin: "10 seconds" }, "* * * * * *").pipe(
+          Effect.provideService(Clock.Clock, clock),
+          Effect.forkChild
+        )
+        yield* TestClock.adjust(2100)
+        assert.deepStrictEqual(ran, [1])
+        jump(36_000_000)
+        yield* TestClock.adjust(1000)
+        yield* until(() => ran.length > 1)
+        assert.isAbove(ran[1]!, 36_000, "not the one that waited")
+        assert.lengthOf(lines.filter(({ text }) => text.startsWith("Skipped the tick at 1970-01-01T00:00:02")), 1)
+      })
+    ))
+
+  it.effect("runs a tick whose lock is free, however little time there is to wait for it", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const ran: Array<number> = []
+      store.faults.attempt = (run) => Effect.delay(run, 50)
+      yield* Effect.forkChild(schedule(lock, record(ran), { startWithin: 0 }))
+      yield* TestClock.adjust(2500)
+      yield* until(() => ran.length === 2)
+      assert.deepStrictEqual(ran, [1, 2])
+    }))
+
   it.effect("notices in time that its clock was set forward while it slept", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
@@ -294,6 +348,20 @@ describe("run", () => {
       yield* Effect.forkChild(schedule(lock, record(ran), { tolerance: "1 hour" }, "0 0 1 * *"))
       yield* TestClock.adjust("31 days")
       assert.deepStrictEqual(ran.map((time) => time / 86_400), [31])
+    }))
+
+  it.effect("takes the longest tolerance that it says there is, and a ttl as long as any", () =>
+    Effect.gen(function*() {
+      const { lock } = yield* setup()
+      const refused = yield* Effect.flip(schedule(lock, Effect.void, { tolerance: "20 days" }))
+      assert.deepInclude(refused, { input: "tolerance", value: "\"20 days\"" })
+      const longest = Number((refused as LockError.LockInvalid).fix.match(/\d+/)![0])
+      const ran: Array<number> = []
+      yield* Effect.forkChild(schedule(lock, record(ran), { tolerance: longest, ttl: "24 days" }, "0 0 * * *"))
+      yield* TestClock.adjust("1 day")
+      yield* until(() => ran.length === 1)
+      const tooLong = { tolerance: longest + 1 }
+      assert.deepInclude(yield* Effect.flip(schedule(lock, Effect.void, tooLong)), { input: "tolerance" })
     }))
 
   it.effect("refuses what cannot be used, before anything is sent", () =>
@@ -370,10 +438,30 @@ describe("once", () => {
       }
     }))
 
-  it.effect("refuses a time that is none", () =>
+  it.effect("does not run inside the region of its own key: whoever holds that has begun", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      let runs = 0
+      const run = once(lock, Effect.sync(() => ++runs))
+      const twice = Effect.all([run, run], { concurrency: "unbounded" })
+      assert.deepStrictEqual(yield* lock.withLock(twice, "k"), [Option.none(), Option.none()])
+      assert.deepStrictEqual(Option.getOrThrow(yield* once(lock, twice)), [Option.none(), Option.none()])
+      assert.strictEqual(runs, 0)
+      assert.deepStrictEqual(store.releases.map(({ keepFor }) => keepFor), [0, 60_000])
+    }))
+
+  it.effect("is not bounded by a maxHold that the layer gives to its locks", () =>
+    Effect.gen(function*() {
+      const { lock } = yield* setup({ maxHold: "5 seconds" })
+      const fiber = yield* Effect.forkChild(once(lock, Effect.as(Effect.sleep("2 minutes"), "a")))
+      yield* TestClock.adjust("2 minutes")
+      assert.deepStrictEqual(yield* Fiber.join(fiber), Option.some("a"))
+    }))
+
+  it.effect("refuses a time that is none, and one that is too long", () =>
     Effect.gen(function*() {
       const { lock } = yield* setup()
-      for (const within of [-1, 0]) {
+      for (const within of [-1, 0, "25 days"] as const) {
         const once = Lock.once(Effect.void, "k", { within })
         assert.deepInclude(yield* Effect.flip(Effect.provideService(once, Lock.Lock, lock)), { input: "within" })
       }

@@ -1,11 +1,24 @@
 import { assert, describe, expectTypeOf, it } from "@effect/vitest"
-import { Cause, Deferred, Effect, Exit, Fiber, Option, Schedule, Scope, Stream, SubscriptionRef } from "effect"
+import {
+  Cause,
+  Deferred,
+  Effect,
+  Exit,
+  Fiber,
+  Option,
+  Random,
+  References,
+  Schedule,
+  Scope,
+  Stream,
+  SubscriptionRef
+} from "effect"
 import { TestClock } from "effect/testing"
 import { LeaderElection, type Lease, Lock, LockError } from "../src/index.ts"
 import { withLog, withMetrics } from "./support/observe.ts"
 import { everyStep } from "./support/stepping.ts"
 import { make, makeLock, setup, type TestStore, unavailable } from "./support/TestStore.ts"
-import { drive, settle, until } from "./support/time.ts"
+import { drive, now, settle, until } from "./support/time.ts"
 
 const ttl = 900
 
@@ -47,19 +60,43 @@ describe("run", () => {
     }))
 
   for (const [title, end] of [["fails", Effect.fail("oops")], ["dies", Effect.die("oops")]] as const) {
-    it.effect(`resigns when the effect ${title}, and ends in the same way`, () =>
-      Effect.gen(function*() {
-        const { lock, store } = yield* setup()
-        const election = yield* elect(lock)
-        const exit = yield* Effect.exit(election.run(end))
-        assert.deepStrictEqual(
-          Exit.isFailure(exit) && Cause.squash(exit.cause),
-          "oops"
-        )
-        assert.deepStrictEqual(SubscriptionRef.getUnsafe(election.status), { _tag: "Idle" })
-        assert.deepStrictEqual((yield* store.inspect("k")).holders, [])
-      }))
+    it.effect(`resigns when the effect ${title}, ends in the same way, and logs it: it may have been forked`, () =>
+      withLog((lines) =>
+        Effect.gen(function*() {
+          const { lock, store } = yield* setup()
+          const election = yield* elect(lock)
+          const fiber = yield* Effect.forkScoped(election.run(end))
+          yield* settle
+          const exit = fiber.pollUnsafe()!
+          assert.deepStrictEqual(
+            Exit.isFailure(exit) && Cause.squash(exit.cause),
+            "oops"
+          )
+          assert.deepStrictEqual(SubscriptionRef.getUnsafe(election.status), { _tag: "Idle" })
+          assert.deepStrictEqual((yield* store.inspect("k")).holders, [])
+          const [line, ...others] = lines
+          assert.deepInclude(line, { level: "Error", text: "LeaderElection \"k\" ended" })
+          assert.include(line!.cause, "oops")
+          assert.deepStrictEqual(line!.annotations, { module: "effect-lock", key: "k" })
+          assert.deepStrictEqual(others, [])
+        })
+      ))
   }
+
+  it.effect("logs nothing when it is interrupted, or asked to be silent by Effect's own option", () =>
+    withLog((lines) =>
+      Effect.gen(function*() {
+        const { lock } = yield* setup()
+        const election = yield* elect(lock)
+        const tokens: Array<number> = []
+        const fiber = yield* Effect.forkChild(election.run(leading(tokens)))
+        yield* until(() => tokens.length === 1)
+        yield* Fiber.interrupt(fiber)
+        const quiet = Effect.provideService(election.run(Effect.fail("oops")), References.UnhandledLogLevel, undefined)
+        assert.strictEqual(yield* Effect.flip(quiet), "oops")
+        assert.deepStrictEqual(lines, [])
+      })
+    ))
 
   it.effect("G4: interrupts the effect when leadership is lost, and campaigns again: with a greater token", () =>
     Effect.gen(function*() {
@@ -173,6 +210,23 @@ describe("run", () => {
         yield* Fiber.interrupt(fiber)
       })
     ))
+
+  it.effect("spreads the campaigns of those whose store failed at the same moment", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const asked: Array<number> = []
+      store.faults.attempt = () =>
+        Effect.andThen(Effect.tap(now, (time) => Effect.sync(() => asked.push(time))), unavailable)
+      for (let seed = 0; seed < 5; seed++) {
+        const election = yield* elect(lock)
+        yield* Effect.forkChild(Random.withSeed(election.run(Effect.void), `candidate ${seed}`))
+      }
+      yield* until(() => asked.length === 5)
+      while (asked.length < 10) yield* TestClock.adjust(1)
+      assert.deepStrictEqual(asked.slice(0, 5), [0, 0, 0, 0, 0])
+      const again = asked.slice(5, 10)
+      assert.isAbove(new Set(again).size, 3, again.join())
+    }))
 
   it.effect("starts the schedule anew with each time of leading, and fails with what happened last when it ends", () =>
     Effect.gen(function*() {

@@ -1,11 +1,12 @@
 /**
- * What users expect of the primitives on a store, through the API they use: several keys, guards, hand-off, revocation, leaders
- * and what runs once; semaphores and read-write locks where it counts permits. A store that
- * passes `LockStoreSuite` should pass this one, too.
+ * What users expect of the primitives on a store, through the API they use: several keys, guards, hand-off, revocation, leaders,
+ * scheduled jobs and what runs once; semaphores and read-write locks where it counts permits. A store that passes
+ * `LockStoreSuite` should pass this one, too.
  *
  * **Details**
  *
- * Every check has keys of its own, so checks run concurrently, also on a store that others use. Time is real.
+ * Every check has keys of its own, so checks run concurrently, also on a store that others use. Time is real, and a schedule's
+ * ticks are a second apart whatever the `timeScale`.
  *
  * @since 0.1.0
  */

@@ -1,10 +1,12 @@
-/** What users of everything that needs no permits rely on: several keys, guards, hand-off, revocation, leaders, once. */
+/** What users of everything that needs no permits rely on: several keys, guards, hand-off, revocation, leaders, jobs, once. */
+import * as DistributedCron from "@effect-lock/core/DistributedCron"
 import * as Guard from "@effect-lock/core/Guard"
 import * as LeaderElection from "@effect-lock/core/LeaderElection"
 import * as Lock from "@effect-lock/core/Lock"
 import { LockStore } from "@effect-lock/core/LockStore"
 import { assert } from "@effect/vitest"
 import * as Context from "effect/Context"
+import * as DateTime from "effect/DateTime"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -210,6 +212,41 @@ export const mutexChecks: ReadonlyArray<Check> = [
     })
   ),
   check(
+    "DistributedCron: each tick runs once, whichever client comes to it first",
+    Effect.fnUntraced(function*(clients, key) {
+      const ran: Array<string> = []
+      for (const lock of clients) {
+        yield* schedule(lock, key, ({ at }) => Effect.sync(() => ran.push(DateTime.formatIso(at))))
+      }
+      // Not every tick: a machine that stalls for longer than the tolerance skips some.
+      yield* eventually("three ticks", Effect.sync(() => ran.length >= 3))
+      assert.deepStrictEqual(ran, Array.from(new Set(ran)))
+    })
+  ),
+  check(
+    "DistributedCron: while a tick runs, no client begins it again, nor the next one",
+    Effect.fnUntraced(function*(clients, key) {
+      const end = yield* Deferred.make<void>()
+      const ran: Array<string> = []
+      for (const lock of clients) {
+        yield* schedule(
+          lock,
+          key,
+          ({ at }) => Effect.andThen(Effect.sync(() => ran.push(DateTime.formatIso(at))), Deferred.await(end))
+        )
+      }
+      yield* eventually("a tick runs", Effect.sync(() => ran.length > 0))
+      yield* eventually(
+        "the next tick waits",
+        Effect.map(clients[0].inspect(key), ({ waiters }) => waiters.length > 0 || ran.length > 1)
+      )
+      assert.lengthOf(ran, 1)
+      yield* Deferred.succeed(end, undefined)
+      yield* eventually("the next tick runs", Effect.sync(() => ran.length >= 2))
+      assert.deepStrictEqual(ran, Array.from(new Set(ran)))
+    })
+  ),
+  check(
     "once: an effect runs once within a time, however many ask for it, and again after that",
     Effect.fnUntraced(function*(clients, key, second) {
       let runs = 0
@@ -239,3 +276,7 @@ export const mutexChecks: ReadonlyArray<Check> = [
 
 const elect = (lock: Lock.Lock["Service"], key: string, options?: LeaderElection.Options) =>
   Effect.provideService(LeaderElection.make(key, options), Lock.Lock, lock)
+
+/** Of every second: no schedule has shorter ones. */
+const schedule = <A>(lock: Lock.Lock["Service"], key: string, job: DistributedCron.Job<A, never, never>) =>
+  Effect.forkScoped(Effect.provideService(DistributedCron.run(job, key, "* * * * * *"), Lock.Lock, lock))
