@@ -326,18 +326,19 @@ describe("instant loss on a quorum", () => {
   type Vote = Kind["votes"][number]
   /** Twice as long for the start. */
   const voterTimeout = "5 seconds"
+  const maxTtl = ttl
 
   const kinds: ReadonlyArray<Effect.Effect<Kind, RedisServer.RedisServerError, Scope.Scope>> = [
     Effect.map(quorum.start(3), ({ connect, places }) => ({
       name: "three voters",
       votes: places.map(({ server }) => ({ server, hash: "effect-lock:quorum:k" })),
-      connect: ({ lock, tracking } = {}) => connect({ lock: lock ?? {}, store: { tracking, voterTimeout } })
+      connect: ({ lock, tracking } = {}) => connect({ lock: lock ?? {}, store: { maxTtl, tracking, voterTimeout } })
     })),
     Effect.map(RedisServer.make(), (server) => ({
       name: "three keys of one server",
       votes: [0, 1, 2].map((i) => ({ server, hash: `effect-lock:${i}:k` })),
       connect: ({ lock, tracking } = {}) =>
-        build(QuorumLockStore.layerKeyMajority({ url: server.url, majority: 2, tracking, voterTimeout }), lock)
+        build(QuorumLockStore.layerKeyMajority({ url: server.url, majority: 2, maxTtl, tracking, voterTimeout }), lock)
     }))
   ]
   const forEachKind = (title: string, run: (kind: Kind) => Effect.Effect<void, unknown, Scope.Scope>) => {
@@ -475,6 +476,7 @@ describe("instant loss on a quorum", () => {
       )
       const client = yield* build(
         QuorumLockStore.layer({
+          maxTtl,
           voterTimeout,
           voters: [{ url: five.url }, { client: redis }, { url: last.server.url }]
         })
@@ -498,7 +500,7 @@ describe("instant loss on a quorum", () => {
         const { connect, places } = yield* quorum.start(3)
         const [late, restarted] = places as [quorum.Place, quorum.Place, quorum.Place]
         yield* late.server.kill
-        const client = yield* connect({ store: { quarantine: false, voterTimeout } })
+        const client = yield* connect({ store: { maxTtl, quarantine: false, voterTimeout } })
         yield* late.server.restart
         yield* until(isTracking(late.server), "the late one is tracked")
         yield* restarted.server.restart
