@@ -165,7 +165,7 @@ export const make = (key: string, { limit, ...options }: Options): DistributedSe
       const permits = yield* Permits
       const answer = yield* permits.setLimit(key, limit, actual)
       if (answer._tag === "OtherLimit") {
-        return yield* new PermitsRefused({ key, permits: limit, limit, actual: answer.limit })
+        return yield* new PermitsRefused({ key, permits: 1, limit, actual: answer.limit })
       }
     }),
     inspect: Permits.use((service) => service.inspect(key))

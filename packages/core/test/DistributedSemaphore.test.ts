@@ -166,7 +166,11 @@ describe("nested", () => {
       Effect.gen(function*() {
         const { client, store } = yield* setup()
         const error = yield* Effect.flip(client(api.withPermits(3)(inner)))
-        assert.deepInclude(error, { _tag: "LockDeadlock", key: "api", reason: "Self" })
+        assert.deepInclude(error, { _tag: "LockDeadlock", key: "api", reason: "Self", limit: 4 })
+        assert.match(
+          error.message,
+          /^\d of the 4 permits of "api" asked for by .* has \d already .* Ask for all at once/
+        )
         assert.deepStrictEqual((yield* store.inspect("api")).waiters, [])
       }))
   }

@@ -187,19 +187,37 @@ describe("nested in a region of the same key", () => {
   }
 
   for (
-    const [title, nested] of [
-      ["withWrite in withRead", withRead(withWrite(Effect.void))],
-      ["acquireWrite in withRead", withRead(Effect.scoped(config.acquireWrite))],
-      ["withWrite in withRead, in a time-out's fiber", withRead(Effect.timeout(withWrite(Effect.void), 1000))],
-      ["withWrite after acquireRead", Effect.scoped(Effect.andThen(config.acquireRead, withWrite(Effect.void)))],
-      ["withRead after acquireWrite", Effect.scoped(Effect.andThen(config.acquireWrite, withRead(Effect.void)))],
-      ["withRead after acquireRead", Effect.scoped(Effect.andThen(config.acquireRead, withRead(Effect.void)))]
+    const [title, nested, wayOut] of [
+      ["withWrite in withRead", withRead(withWrite(Effect.void)), "Upgrade the read lease"],
+      ["acquireWrite in withRead", withRead(Effect.scoped(config.acquireWrite)), "Upgrade the read lease"],
+      [
+        "withWrite in withRead, in a time-out's fiber",
+        withRead(Effect.timeout(withWrite(Effect.void), 1000)),
+        "Upgrade the read lease"
+      ],
+      [
+        "withWrite after acquireRead",
+        Effect.scoped(Effect.andThen(config.acquireRead, withWrite(Effect.void))),
+        "Upgrade the read lease"
+      ],
+      [
+        "withRead after acquireWrite",
+        Effect.scoped(Effect.andThen(config.acquireWrite, withRead(Effect.void))),
+        "nest inside withRead or withWrite"
+      ],
+      [
+        "withRead after acquireRead",
+        Effect.scoped(Effect.andThen(config.acquireRead, withRead(Effect.void))),
+        "nest inside withRead or withWrite"
+      ]
     ] as const
   ) {
     it.effect(`${title} would wait for itself, and fails at once`, () =>
       Effect.gen(function*() {
         const { client, store } = yield* setup()
-        isDeadlock(yield* Effect.flip(client<unknown, unknown, any>(nested)))
+        const error = yield* Effect.flip(client<unknown, unknown, any>(nested))
+        isDeadlock(error)
+        assert.include((error as LockError.LockDeadlock).message, wayOut)
         assert.strictEqual(store.count("attempt"), 1)
       }))
   }

@@ -12,7 +12,7 @@ import * as Tracer from "effect/Tracer"
 import type { Lease } from "../Lease.ts"
 import type { TryError } from "../Lock.ts"
 import {
-  type LockDeadlock,
+  LockDeadlock,
   type LockError,
   LockInvalid,
   type LockLost,
@@ -147,24 +147,35 @@ export const make = Effect.fnUntraced(function*(
     return LockOptions.resolve(options, base)
   }
 
-  /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
-  const findDeadlock = ({ asker, scope, surroundings, target }: Claim<unknown>): LockDeadlock | undefined => {
-    const { isShared, key, limit, permits, upgrades } = target
-    const needs = isShared ? target.needs : limit
+  /** What an asker has already: how many permits, and one of the leases they are of. */
+  const findOwn = ({ asker, scope, surroundings, target }: Claim<unknown>, asked: holdings.Holding) => {
+    const { isShared, key, needs, permits, upgrades } = target
     const region = isShared ? undefined : regions.find(surroundings, regionId(key))
     let own = region !== undefined ? regions.permitsIn(region) : upgrades !== undefined ? needs - permits : 0
-    if (region !== undefined && own + permits > needs) return regions.deadlock(region.holding)
+    let holding = region?.holding
     for (const hold of scopedHolds.get(key) ?? []) {
+      // Who comes later waits behind this one.
+      if (hold.holding === asked) break
       // A lost lease is in nobody's way for longer than its ttl, and one that was handed off is somebody else's.
       if (hold.holding.phase === "handedOff" || hold.holding.check() !== undefined) continue
       if (hold.holding.holderId === upgrades?.holderId) continue
       if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
         own += hold.holding.permits
-        if (own + permits > needs) return regions.deadlock(hold.holding)
+        holding ??= hold.holding
       }
     }
-    return undefined
+    return holding === undefined ? undefined : { holding, permits: own }
   }
+
+  /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
+  const findDeadlock = (
+    { target }: Claim<unknown>,
+    own: ReturnType<typeof findOwn>,
+    limit = target.limit
+  ): LockDeadlock | undefined =>
+    own !== undefined && own.permits + target.permits > (target.isShared ? target.needs : limit)
+      ? deadlock(own.holding, target, own.permits, limit)
+      : undefined
 
   const remember = (hold: ScopedHold): void => {
     const { key } = hold.holding
@@ -209,10 +220,12 @@ export const make = Effect.fnUntraced(function*(
     const options = upgrades === undefined ? claim.options : aheadOfAll(claim.options)
     const holding = new holdings.Holding(client, target, options, clock, askedAt)
     const open = (hold?: ScopedHold): Effect.Effect<Entered, EnterError | E> => {
-      const deadlock = findDeadlock(claim)
+      const own = findOwn(claim, holding)
+      const deadlock = findDeadlock(claim, own)
       if (deadlock !== undefined) return Effect.fail(deadlock)
       if (hold !== undefined) remember(hold)
-      const opening = acquiring.open<E>(holding, owner, target.how ?? acquiring.attempt(wait))
+      const how: acquiring.Ask<E | LockDeadlock> = target.how ?? acquiring.attempt(wait)
+      const opening = acquiring.open(holding, owner, how)
       const acquisition = Effect.as(traceAcquire(holding, opening, claim.isTry), { holding, parent, turn })
       return upgrades === undefined ? acquisition : upgrades.protect(acquisition)
     }
@@ -242,7 +255,9 @@ export const make = Effect.fnUntraced(function*(
         const timeout = claim.wait ? options.waitTimeout : 0
         const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
         return Scope.addFinalizer(owner, Effect.sync(() => regions.endTurn(region, turn))).pipe(
-          Effect.andThen(regions.takeTurn(region, turn, wait)),
+          Effect.andThen(
+            regions.takeTurn(region, turn, wait, () => deadlock(region.holding, target, regions.permitsIn(region)))
+          ),
           Effect.flatMap((taken): typeof again => {
             if (!taken) return again
             const permits = regions.permitsIn(region)
@@ -253,7 +268,7 @@ export const make = Effect.fnUntraced(function*(
               return Effect.succeed({ holding: region.holding, parent: region, turn })
             }
             return isForeign || permits + target.permits > target.needs
-              ? Effect.fail(regions.deadlock(region.holding))
+              ? Effect.fail(deadlock(region.holding, target, permits))
               : Effect.raceFirst(Deferred.await(region.over), granted(region, turn))
           })
         )
@@ -474,9 +489,16 @@ export const make = Effect.fnUntraced(function*(
         const { region } = holding
         if (region === undefined) return lease.protect(send)
         // What is nested counts on all of them: it has to end first, and does not take them away from what is around it.
+        const deadlock = () =>
+          new LockDeadlock({
+            key: holding.key,
+            token: holding.token,
+            reason: "Self",
+            detail: "What is nested has to end before any of its permits are given back"
+          })
         const turn = new regions.Turn(asker, scope, true)
         return Scope.addFinalizer(scope, Effect.sync(() => regions.endTurn(region, turn))).pipe(
-          Effect.andThen(regions.takeTurn(region, turn, { timeout: Infinity, timeLeft: Infinity })),
+          Effect.andThen(regions.takeTurn(region, turn, { timeout: Infinity, timeLeft: Infinity }, deadlock)),
           Effect.andThen(send),
           Effect.catchTag(["LockDeadlock", "LockTimeout"], () => Effect.void),
           lease.protect
@@ -525,6 +547,33 @@ export const make = Effect.fnUntraced(function*(
     listeners: client.listeners
   }
 })
+
+const deadlock = (
+  { key, token }: holdings.Holding,
+  target: Target<unknown>,
+  held: number,
+  limit = target.limit
+): LockDeadlock =>
+  new LockDeadlock({
+    key,
+    token,
+    reason: "Self",
+    permits: target.permits,
+    held,
+    limit,
+    detail: wayOut(target, held, limit)
+  })
+
+const wayOut = ({ isShared, limit, needs, upgrades }: Target<unknown>, held: number, actual: number): string => {
+  if (!isShared) {
+    const lowered = actual < limit ? `; setLimit has lowered the limit from ${limit}` : ""
+    return `Ask for all at once, give back first what is at hand, or let each fiber acquire for itself${lowered}`
+  }
+  if (upgrades !== undefined) return "Give back the other leases of the key first"
+  if (held < needs) return "Upgrade the read lease, or give it back first"
+  const nest = limit === 1 ? "Lock.withLock" : "withRead or withWrite"
+  return `Use the lease at hand, nest inside ${nest}, or close its scope first`
+}
 
 const aheadOfAll = (options: LockOptions.Resolved): LockOptions.Resolved => ({
   ...options,

@@ -2,7 +2,7 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { LockDeadlock, LockLost, LockTimeout } from "../LockError.ts"
+import { type LockDeadlock, LockLost, LockTimeout } from "../LockError.ts"
 import { failIf, type Holding, protect } from "./holding.ts"
 
 /**
@@ -164,13 +164,14 @@ export const run = <A, E, R>(
 export const takeTurn = (
   region: Region,
   turn: Turn,
-  wait: { readonly timeout: number; readonly timeLeft: number }
+  wait: { readonly timeout: number; readonly timeLeft: number },
+  deadlock: () => LockDeadlock
 ): Effect.Effect<boolean, LockDeadlock | LockTimeout> =>
   Effect.suspend((): Effect.Effect<boolean, LockDeadlock | LockTimeout> => {
     if (!region.open) return Effect.succeed(false)
     const first = region.turns[0]
     if (first !== undefined && (waitsFor(first.asker, turn.asker) || region.turns.some(sharesScope(turn)))) {
-      return Effect.fail(deadlock(region.holding))
+      return Effect.fail(deadlock())
     }
     region.turns.push(turn)
     if (first === undefined) return Effect.succeed(true)
@@ -183,9 +184,6 @@ export const takeTurn = (
         orElse: () => Effect.fail(timedOut(region, turn, wait.timeout))
       })
   })
-
-/** @internal */
-export const deadlock = ({ key, token }: Holding): LockDeadlock => new LockDeadlock({ key, token, reason: "Self" })
 
 const sharesScope = (turn: Turn) => (other: Turn): boolean => other.scope === turn.scope
 
