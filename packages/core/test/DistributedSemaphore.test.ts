@@ -155,6 +155,15 @@ describe("nested", () => {
       assert.deepStrictEqual(one, [2, 1, 1])
     }))
 
+  it.effect("withPermits has permits of its own, so those around it can be given back meanwhile", () =>
+    Effect.gen(function*() {
+      const { client } = yield* setup()
+      const held = Effect.map(api.inspect, ({ holders }) => permitsOf(holders))
+      const givingBack = (lease: Lease.Lease) =>
+        api.withPermit(Effect.andThen(Permits.Permits.use((service) => service.shrink(lease, 1)), held))
+      assert.deepStrictEqual(yield* client(api.withPermitsLease(3, givingBack)), [1, 1])
+    }))
+
   for (
     const [title, inner] of [
       ["withPermits", api.withPermits(Effect.void, 2)],

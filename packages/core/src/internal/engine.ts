@@ -65,7 +65,7 @@ export interface Engine extends
     store: PermitStore["Service"],
     lease: Lease,
     permits: number
-  ) => Effect.Effect<void, LockLost | LockStoreError>
+  ) => Effect.Effect<void, LockLost | LockStoreError | LockDeadlock>
   readonly list: (prefix: string) => Effect.Effect<ReadonlyArray<KeyState>, LockStoreError>
   readonly listeners: Set<events.Listener>
 }
@@ -474,7 +474,7 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const shrink: Engine["shrink"] = (store, lease, permits) =>
-    asking(({ asker }) =>
+    asking(({ asker, surroundings }) =>
       Effect.scopedWith((scope) => {
         const holding = client.holdings.get(lease.holderId)
         if (holding === undefined) return lease.check
@@ -496,11 +496,13 @@ export const make = Effect.fnUntraced(function*(
             reason: "Self",
             detail: "What is nested has to end before any of its permits are given back"
           })
+        const inside = regions.find(surroundings, regionId(holding.key))
+        if (inside !== region && inside?.holding === holding) return Effect.fail(deadlock())
         const turn = new regions.Turn(asker, scope, true)
         return Scope.addFinalizer(scope, Effect.sync(() => regions.endTurn(region, turn))).pipe(
           Effect.andThen(regions.takeTurn(region, turn, { timeout: Infinity, timeLeft: Infinity }, deadlock)),
           Effect.andThen(send),
-          Effect.catchTag(["LockDeadlock", "LockTimeout"], () => Effect.void),
+          Effect.catchTag("LockTimeout", Effect.die),
           lease.protect
         )
       })
