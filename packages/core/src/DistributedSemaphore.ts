@@ -72,7 +72,8 @@ export interface Options extends LockOptions.LockOptions {
  * is found when the semaphore is used, and fails with `LockInvalid`.
  *
  * Inside `withPermits`, asking again takes further permits. Who asks for more than his own leave of the limit would wait for
- * himself, and fails with `LockDeadlock` at once.
+ * himself, and fails with `LockDeadlock` at once. If `setLimit` lowers the limit while he waits, he finds out when he would
+ * renew: who has permits and queues for more asks the store for the limit then.
  *
  * @category models
  * @since 0.1.0
@@ -109,7 +110,8 @@ export interface DistributedSemaphore {
   /**
    * Changes how many permits there are, from 1 to 2^30, for all who say this semaphore's limit, wherever they run. More are
    * granted at once. Fewer revoke nothing: nobody is let in until enough have been given back. Who asks for more than
-   * there are then, and who waits for it already, fails with `PermitsRefused`.
+   * there are then, and who waits for it already, fails with `PermitsRefused`; who has some, and with what he asks for would
+   * have more than there are, fails with `LockDeadlock`.
    *
    * It lasts until it is set again, until the key has not been used for 30 days, or until the key is used with another limit
    * while nobody else uses it. Callers still cannot ask for more than the limit of the definition, nor hold more, nested.

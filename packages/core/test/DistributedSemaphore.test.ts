@@ -3,8 +3,8 @@ import { Deferred, Effect, Exit, Fiber, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
 import { DistributedSemaphore, type Lease, Lock, Permits, ReadWriteLock } from "../src/index.ts"
 import { crashed, hold, setup } from "./support/permits.ts"
-import { makeLock } from "./support/TestStore.ts"
-import { settle, until } from "./support/time.ts"
+import { makeLock, unavailable } from "./support/TestStore.ts"
+import { drive, settle, until } from "./support/time.ts"
 
 const api = DistributedSemaphore.make("api", { limit: 4 })
 
@@ -304,6 +304,76 @@ describe("another limit", () => {
       yield* client(api.setLimit(2))
       assert.deepInclude(yield* Fiber.join(large), { _tag: "PermitsRefused", permits: 4, limit: 4, actual: 2 })
       yield* holder.end
+    }))
+})
+
+describe("a limit that is lowered while somebody has permits and asks for more", () => {
+  const waitingForHimself = { _tag: "LockDeadlock", key: "api", permits: 1, held: 2, limit: 2 } as const
+
+  it.effect("fails him at once if he would wait for himself, and nobody is kept out behind him", () =>
+    Effect.gen(function*() {
+      const { client, other, store } = yield* setup()
+      for (const inner of [api.withPermit(Effect.void), Effect.scoped(api.acquire(1))]) {
+        const asking = Effect.andThen(other(api.setLimit(2)), Effect.flip<unknown, unknown, Permits.Permits>(inner))
+        const error = yield* client(api.withPermits(2)(asking))
+        assert.deepInclude(error, waitingForHimself)
+        assert.match((error as Error).message, /setLimit has lowered the limit from 4$/)
+        assert.deepStrictEqual(yield* store.inspect("api"), { key: "api", holders: [], waiters: [] })
+        yield* other(api.setLimit(4))
+      }
+    }))
+
+  it.effect("ends his wait as soon as he would renew, even if the store does not answer at first", () =>
+    Effect.gen(function*() {
+      const { client, other, store } = yield* setup({ ttl: 3000 })
+      const holder = yield* hold((body) => other(api.withPermits(2)(body)))
+      const waiting = yield* Effect.forkChild(client(api.withPermits(2)(Effect.flip(api.withPermit(Effect.void)))))
+      yield* until(() => store.count("attempt") === 3)
+      store.faults.inspect = () => unavailable
+      yield* TestClock.adjust(1000)
+      yield* other(api.setLimit(2))
+      store.faults.inspect = undefined
+      yield* TestClock.adjust(999)
+      assert.isUndefined(waiting.pollUnsafe())
+      yield* TestClock.adjust(1)
+      assert.deepInclude(yield* Fiber.join(waiting), waitingForHimself)
+      assert.deepStrictEqual((yield* store.inspect("api")).waiters, [])
+      yield* holder.end
+    }))
+
+  it.effect("lets him wait for others, and counts nothing that he has given back meanwhile", () =>
+    Effect.gen(function*() {
+      const { client, other } = yield* setup({ ttl: 3000 })
+      const holder = yield* hold((body) => other(api.withPermits(2)(body)))
+      const scope = yield* Scope.make()
+      const waiting = yield* Effect.forkChild(client(Effect.scoped(
+        Effect.andThen(Scope.provide(api.acquire(2), scope), api.withPermit(Effect.succeed("in")))
+      )))
+      yield* settle
+      yield* other(api.setLimit(3))
+      yield* TestClock.adjust(10_000)
+      yield* other(api.setLimit(2))
+      yield* Scope.close(scope, Exit.void)
+      yield* TestClock.adjust(10_000)
+      assert.isUndefined(waiting.pollUnsafe())
+      yield* holder.end
+      assert.strictEqual(yield* Fiber.join(waiting), "in")
+    }))
+
+  it.effect("is looked at for nobody who has none", () =>
+    Effect.gen(function*() {
+      const { client, other, store } = yield* setup({ ttl: 3000 })
+      let looks = 0
+      store.faults.inspect = (run) => {
+        looks++
+        return run
+      }
+      const holder = yield* hold((body) => other(api.withPermits(2)(api.withPermit(body))))
+      const waiting = yield* Effect.forkChild(client(api.withPermits(2)(Effect.succeed("in"))))
+      yield* TestClock.adjust("1 minute")
+      yield* holder.end
+      assert.strictEqual(yield* Fiber.join(waiting), "in")
+      assert.strictEqual(looks, 0)
     }))
 })
 

@@ -177,6 +177,18 @@ export const make = Effect.fnUntraced(function*(
       ? deadlock(own.holding, target, own.permits, limit)
       : undefined
 
+  /** Since the limit was lowered, who has some permits already may wait for himself, and keep all behind him out. */
+  const watchLimit = (claim: Claim<unknown>, asked: holdings.Holding): Effect.Effect<never, LockDeadlock> => {
+    const { renewEvery = Infinity, ttl } = asked.options
+    return store.inspect(claim.target.key).pipe(
+      Effect.map(({ limit }) => findDeadlock(claim, findOwn(claim, asked), limit)),
+      Effect.catch(() => Effect.undefined),
+      Effect.flatMap((deadlock) => deadlock === undefined ? Effect.void : Effect.fail(deadlock)),
+      Effect.andThen(Effect.sleep(Math.min(renewEvery, Math.ceil(ttl / 3), 60_000))),
+      Effect.forever
+    )
+  }
+
   const remember = (hold: ScopedHold): void => {
     const { key } = hold.holding
     scopedHolds.set(key, (scopedHolds.get(key) ?? new Set()).add(hold))
@@ -225,7 +237,8 @@ export const make = Effect.fnUntraced(function*(
       if (deadlock !== undefined) return Effect.fail(deadlock)
       if (hold !== undefined) remember(hold)
       const how: acquiring.Ask<E | LockDeadlock> = target.how ?? acquiring.attempt(wait)
-      const opening = acquiring.open(holding, owner, how)
+      const watchful = own === undefined ? how : { ...how, whileQueued: watchLimit(claim, holding) }
+      const opening = acquiring.open(holding, owner, watchful)
       const acquisition = Effect.as(traceAcquire(holding, opening, claim.isTry), { holding, parent, turn })
       return upgrades === undefined ? acquisition : upgrades.protect(acquisition)
     }
