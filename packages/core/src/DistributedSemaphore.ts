@@ -14,6 +14,10 @@
  * Two fibers that each hold some permits and ask for more can wait for each other. Ask for all at once, or bound the wait
  * with `waitTimeout`.
  *
+ * Whose fiber acquires is who has the permits, even if other fibers close the scopes: one that acquires a permit for each
+ * worker fails with `LockDeadlock` where it should wait for a worker to end. Let each worker acquire for itself, in its own
+ * fiber: with `withPermit`.
+ *
  * **Example** (At most three at once, wherever they run)
  *
  * ```ts import.meta.vitest
@@ -103,7 +107,12 @@ export interface DistributedSemaphore {
       permits: number
     ): Effect.Effect<Option.Option<A>, E | TryError, R | Permits>
   }
-  /** Acquires `permits` for as long as the scope is open. As with `Lock.acquire`, only `lease.protect` guards work. */
+  /**
+   * Acquires `permits` for as long as the scope is open. As with `Lock.acquire`, only `lease.protect` guards work.
+   *
+   * Acquire in the fiber that works: one that acquires for others, in their scopes, counts as having all those permits, and
+   * fails with `LockDeadlock` at the limit instead of waiting for the others to end.
+   */
   readonly acquire: (permits: number) => Effect.Effect<Lease, LockError, Permits | Scope.Scope>
   /** Acquires `permits` if so many are free right now, and nobody waits for any: `None` otherwise. */
   readonly tryAcquire: (permits: number) => Effect.Effect<Option.Option<Lease>, TryError, Permits | Scope.Scope>

@@ -208,6 +208,25 @@ describe("nested", () => {
       yield* client(api.withPermit(Effect.scoped(Effect.andThen(api.acquire(2), api.withPermit(Effect.void)))))
     }))
 
+  it.effect("acquire for others makes a fiber wait for itself, though they would give back; for themselves, each waits", () =>
+    Effect.gen(function*() {
+      const { client } = yield* setup()
+      const work = (scope: Scope.Closeable) => Effect.ensuring(Effect.sleep(1000), Scope.close(scope, Exit.void))
+      const handingOut = Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        yield* Scope.provide(api.acquire(2), scope)
+        yield* Effect.forkChild(work(scope))
+      })
+      const error = yield* Effect.flip(client(Effect.all([handingOut, handingOut, handingOut])))
+      assert.deepInclude(error, { _tag: "LockDeadlock", permits: 2, held: 4, limit: 4 })
+      const worker = Effect.flatMap(
+        Scope.make(),
+        (scope) => Effect.andThen(Scope.provide(api.acquire(2), scope), work(scope))
+      )
+      const workers = yield* Effect.forkChild(client(Effect.all([worker, worker, worker], { concurrency: 3 })))
+      assert.isTrue(Exit.isSuccess(yield* drive(workers, { step: 500 })))
+    }))
+
   it.effect("asking for more than the rest gives None to who does not wait", () =>
     Effect.gen(function*() {
       const { client } = yield* setup()
