@@ -182,7 +182,8 @@ describe("a key that is in use with more permits", () => {
 
 describe("errors say what is in the way", () => {
   it("LockDeadlock: held or asked for by oneself, or in the wrong order", () => {
-    const text = (token: number, reason: "Self" | "Order", about?: Partial<LockError.LockDeadlock>) =>
+    type About = Omit<ConstructorParameters<typeof LockError.LockDeadlock>[0], "key" | "token" | "reason">
+    const text = (token: number, reason: "Self" | "Order", about?: About) =>
       new LockError.LockDeadlock({ key: "k", token, reason, ...about }).message
     const one = { permits: 1, held: 1, limit: 1, detail: "Nest …" }
     const by = "by this fiber or scope; waiting would never end"
