@@ -14,6 +14,10 @@
  * Two fibers that each hold some permits and ask for more can wait for each other. Ask for all at once, or bound the wait
  * with `waitTimeout`.
  *
+ * Whose fiber acquires is who has the permits, even if other fibers close the scopes: one that acquires a permit for each
+ * worker fails with `LockDeadlock` where it should wait for a worker to end. Let each worker acquire for itself, in its own
+ * fiber: with `withPermit`.
+ *
  * **Example** (At most three at once, wherever they run)
  *
  * ```ts import.meta.vitest
@@ -72,7 +76,8 @@ export interface Options extends LockOptions.LockOptions {
  * is found when the semaphore is used, and fails with `LockInvalid`.
  *
  * Inside `withPermits`, asking again takes further permits. Who asks for more than his own leave of the limit would wait for
- * himself, and fails with `LockDeadlock` at once.
+ * himself, and fails with `LockDeadlock` at once. If `setLimit` lowers the limit while he waits, he finds out when he would
+ * renew: who has permits and queues for more asks the store for the limit then.
  *
  * @category models
  * @since 0.1.0
@@ -102,14 +107,20 @@ export interface DistributedSemaphore {
       permits: number
     ): Effect.Effect<Option.Option<A>, E | TryError, R | Permits>
   }
-  /** Acquires `permits` for as long as the scope is open. As with `Lock.acquire`, only `lease.protect` guards work. */
+  /**
+   * Acquires `permits` for as long as the scope is open. As with `Lock.acquire`, only `lease.protect` guards work.
+   *
+   * Acquire in the fiber that works: one that acquires for others, in their scopes, counts as having all those permits, and
+   * fails with `LockDeadlock` at the limit instead of waiting for the others to end.
+   */
   readonly acquire: (permits: number) => Effect.Effect<Lease, LockError, Permits | Scope.Scope>
   /** Acquires `permits` if so many are free right now, and nobody waits for any: `None` otherwise. */
   readonly tryAcquire: (permits: number) => Effect.Effect<Option.Option<Lease>, TryError, Permits | Scope.Scope>
   /**
    * Changes how many permits there are, from 1 to 2^30, for all who say this semaphore's limit, wherever they run. More are
    * granted at once. Fewer revoke nothing: nobody is let in until enough have been given back. Who asks for more than
-   * there are then, and who waits for it already, fails with `PermitsRefused`.
+   * there are then, and who waits for it already, fails with `PermitsRefused`; who has some, and with what he asks for would
+   * have more than there are, fails with `LockDeadlock`.
    *
    * It lasts until it is set again, until the key has not been used for 30 days, or until the key is used with another limit
    * while nobody else uses it. Callers still cannot ask for more than the limit of the definition, nor hold more, nested.
@@ -165,7 +176,7 @@ export const make = (key: string, { limit, ...options }: Options): DistributedSe
       const permits = yield* Permits
       const answer = yield* permits.setLimit(key, limit, actual)
       if (answer._tag === "OtherLimit") {
-        return yield* new PermitsRefused({ key, permits: limit, limit, actual: answer.limit })
+        return yield* new PermitsRefused({ key, permits: 1, limit, actual: answer.limit })
       }
     }),
     inspect: Permits.use((service) => service.inspect(key))

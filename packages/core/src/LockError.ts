@@ -101,8 +101,10 @@ export class PermitsRefused extends Schema.TaggedError<PermitsRefused>()("Permit
 }) {
   override get message(): string {
     const there = this.actual === 1 ? "1 permit" : `${this.actual} permits`
-    return `"${this.key}" has ${there} now: ${this.permits} with a limit of ${this.limit} cannot be had. ` +
-      `Say the limit that all other callers of the key say; setLimit changes how many there are, not what they say`
+    const fix = this.permits > this.actual
+      ? `Ask for at most ${this.actual}, or raise the limit with setLimit; if others say another limit, say theirs`
+      : "Say the limit that all other callers of the key say; setLimit changes how many there are, not what they say"
+    return `"${this.key}" has ${there} now: ${this.permits} with a limit of ${this.limit} cannot be had. ${fix}`
   }
 }
 
@@ -207,8 +209,8 @@ export class LockLost extends Schema.TaggedError<LockLost>()("LockLost", {
  * **Details**
  *
  * - `Self`: this fiber or scope has the key already, through `Lock.acquire` in a scope that is still open, or has so many of
- *   its permits that the rest is not enough: it would wait for itself. Pass the lease on, nest inside `Lock.withLock`, or
- *   close the first scope. Ask for all permits of a semaphore at once; instead of writing inside `withRead`, upgrade the lease.
+ *   its permits that the rest is not enough: it would wait for itself. `permits` were asked for by who has `held` of `limit`;
+ *   `token` is that of a lease it has, `detail` what would help.
  * - `Order`: `LockOrder` has seen these keys nested the other way round, so two fibers could wait for each other. `detail`
  *   names both places. Take them in one order, or together with `Lock.withLocks`.
  *
@@ -219,14 +221,19 @@ export class LockDeadlock extends Schema.TaggedError<LockDeadlock>()("LockDeadlo
   key: Schema.String,
   token: Schema.Number,
   reason: Schema.Literals(["Self", "Order"]),
+  permits: Schema.optional(Schema.Number),
+  held: Schema.optional(Schema.Number),
+  limit: Schema.optional(Schema.Number),
   detail: Schema.optional(Schema.String)
 }) {
   override get message(): string {
     if (this.reason === "Order") return `Lock "${this.key}" asked for in the wrong order: ${this.detail}`
-    const state = this.token > 0 ? `held (token ${this.token})` : "asked for"
-    return `Lock "${this.key}" is already ${state} by this fiber or scope; ` +
-      `waiting for it would never end. Use the lease at hand, nest inside Lock.withLock, or close its scope first; ` +
-      `ask for all permits of a semaphore at once, and upgrade a read lease`
+    const token = this.token > 0 ? ` (token ${this.token})` : ""
+    const what = this.limit === undefined || this.limit === 1
+      ? `Lock "${this.key}" is already ${this.token > 0 ? "held" : "asked for"}${token} by this fiber or scope`
+      : `${this.permits} of the ${this.limit} permits of "${this.key}" asked for by a fiber or scope that ` +
+        `has ${this.held} already${token}`
+    return `${what}; waiting would never end${this.detail === undefined ? "" : `. ${this.detail}`}`
   }
 }
 

@@ -14,7 +14,7 @@ import type { Ask } from "./internal/acquiring.ts"
 import * as engines from "./internal/engine.ts"
 import type { Lease } from "./Lease.ts"
 import * as Lock from "./Lock.ts"
-import type { LockError, LockInvalid, LockLost, LockStoreError } from "./LockError.ts"
+import type { LockDeadlock, LockError, LockInvalid, LockLost, LockStoreError } from "./LockError.ts"
 import * as LockOptions from "./LockOptions.ts"
 import { type KeyState, type LimitSet, PermitStore } from "./LockStore.ts"
 
@@ -82,10 +82,13 @@ export class Permits extends Context.Service<Permits, {
     options?: LockOptions.LockOptions
   ) => Effect.Effect<Option.Option<Lease>, Lock.TryError, Scope.Scope>
   /**
-   * Gives back all but `permits` of the permits of a lease, in turn with what is nested in its region: without effect when
-   * asked by what is nested itself.
+   * Gives back all but `permits` of the permits of a lease, in turn with what is nested in its region: asked by what is nested
+   * itself, it fails with `LockDeadlock`.
    */
-  readonly shrink: (lease: Lease, permits: number) => Effect.Effect<void, LockLost | LockStoreError | LockInvalid>
+  readonly shrink: (
+    lease: Lease,
+    permits: number
+  ) => Effect.Effect<void, LockLost | LockStoreError | LockDeadlock | LockInvalid>
   /** Changes how many permits a key has for all who ask with the limit `declared`. */
   readonly setLimit: (
     key: string,

@@ -45,6 +45,7 @@ import type { Ask } from "./internal/acquiring.ts"
 import type { Lease } from "./Lease.ts"
 import type { TryError } from "./Lock.ts"
 import {
+  type LockDeadlock,
   type LockError,
   type LockInvalid,
   type LockLost,
@@ -87,10 +88,11 @@ export interface WriteLease extends Lease {
    * Makes this writer a reader: those who wait to read get in at once, and nobody can write in between. The lease goes on,
    * with its holder id and token, and can be upgraded.
    *
-   * It waits for what is nested in the region. Downgrading a nested lease has no effect, as those around it still write.
-   * Fails with `LockStoreError` when the store did not confirm: others may then be kept out, but this is a reader; try again.
+   * It waits for what is nested in the region. Downgrading inside of that, or in a fiber that has a nested lease open, fails
+   * with `LockDeadlock`, and changes nothing: those around still write. Fails with `LockStoreError` when the store did not
+   * confirm: others may then be kept out, but this is a reader; try again.
    */
-  readonly downgrade: Effect.Effect<ReadLease, LockLost | LockStoreError>
+  readonly downgrade: Effect.Effect<ReadLease, LockLost | LockStoreError | LockDeadlock>
 }
 
 /**

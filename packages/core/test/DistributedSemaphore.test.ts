@@ -3,8 +3,8 @@ import { Deferred, Effect, Exit, Fiber, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
 import { DistributedSemaphore, type Lease, Lock, Permits, ReadWriteLock } from "../src/index.ts"
 import { crashed, hold, setup } from "./support/permits.ts"
-import { makeLock } from "./support/TestStore.ts"
-import { settle, until } from "./support/time.ts"
+import { makeLock, unavailable } from "./support/TestStore.ts"
+import { drive, settle, until } from "./support/time.ts"
 
 const api = DistributedSemaphore.make("api", { limit: 4 })
 
@@ -155,6 +155,15 @@ describe("nested", () => {
       assert.deepStrictEqual(one, [2, 1, 1])
     }))
 
+  it.effect("withPermits has permits of its own, so those around it can be given back meanwhile", () =>
+    Effect.gen(function*() {
+      const { client } = yield* setup()
+      const held = Effect.map(api.inspect, ({ holders }) => permitsOf(holders))
+      const givingBack = (lease: Lease.Lease) =>
+        api.withPermit(Effect.andThen(Permits.Permits.use((service) => service.shrink(lease, 1)), held))
+      assert.deepStrictEqual(yield* client(api.withPermitsLease(3, givingBack)), [1, 1])
+    }))
+
   for (
     const [title, inner] of [
       ["withPermits", api.withPermits(Effect.void, 2)],
@@ -166,7 +175,11 @@ describe("nested", () => {
       Effect.gen(function*() {
         const { client, store } = yield* setup()
         const error = yield* Effect.flip(client(api.withPermits(3)(inner)))
-        assert.deepInclude(error, { _tag: "LockDeadlock", key: "api", reason: "Self" })
+        assert.deepInclude(error, { _tag: "LockDeadlock", key: "api", reason: "Self", limit: 4 })
+        assert.match(
+          error.message,
+          /^\d of the 4 permits of "api" asked for by .* has \d already .* Ask for all at once/
+        )
         assert.deepStrictEqual((yield* store.inspect("api")).waiters, [])
       }))
   }
@@ -193,6 +206,25 @@ describe("nested", () => {
         assert.deepInclude(yield* Effect.flip(client(nested)), { _tag: "LockDeadlock", key: "api", reason: "Self" })
       }
       yield* client(api.withPermit(Effect.scoped(Effect.andThen(api.acquire(2), api.withPermit(Effect.void)))))
+    }))
+
+  it.effect("acquire for others makes a fiber wait for itself, though they would give back; for themselves, each waits", () =>
+    Effect.gen(function*() {
+      const { client } = yield* setup()
+      const work = (scope: Scope.Closeable) => Effect.ensuring(Effect.sleep(1000), Scope.close(scope, Exit.void))
+      const handingOut = Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        yield* Scope.provide(api.acquire(2), scope)
+        yield* Effect.forkChild(work(scope))
+      })
+      const error = yield* Effect.flip(client(Effect.all([handingOut, handingOut, handingOut])))
+      assert.deepInclude(error, { _tag: "LockDeadlock", permits: 2, held: 4, limit: 4 })
+      const worker = Effect.flatMap(
+        Scope.make(),
+        (scope) => Effect.andThen(Scope.provide(api.acquire(2), scope), work(scope))
+      )
+      const workers = yield* Effect.forkChild(client(Effect.all([worker, worker, worker], { concurrency: 3 })))
+      assert.isTrue(Exit.isSuccess(yield* drive(workers, { step: 500 })))
     }))
 
   it.effect("asking for more than the rest gives None to who does not wait", () =>
@@ -291,6 +323,76 @@ describe("another limit", () => {
       yield* client(api.setLimit(2))
       assert.deepInclude(yield* Fiber.join(large), { _tag: "PermitsRefused", permits: 4, limit: 4, actual: 2 })
       yield* holder.end
+    }))
+})
+
+describe("a limit that is lowered while somebody has permits and asks for more", () => {
+  const waitingForHimself = { _tag: "LockDeadlock", key: "api", permits: 1, held: 2, limit: 2 } as const
+
+  it.effect("fails him at once if he would wait for himself, and nobody is kept out behind him", () =>
+    Effect.gen(function*() {
+      const { client, other, store } = yield* setup()
+      for (const inner of [api.withPermit(Effect.void), Effect.scoped(api.acquire(1))]) {
+        const asking = Effect.andThen(other(api.setLimit(2)), Effect.flip<unknown, unknown, Permits.Permits>(inner))
+        const error = yield* client(api.withPermits(2)(asking))
+        assert.deepInclude(error, waitingForHimself)
+        assert.match((error as Error).message, /setLimit has lowered the limit from 4$/)
+        assert.deepStrictEqual(yield* store.inspect("api"), { key: "api", holders: [], waiters: [] })
+        yield* other(api.setLimit(4))
+      }
+    }))
+
+  it.effect("ends his wait as soon as he would renew, even if the store does not answer at first", () =>
+    Effect.gen(function*() {
+      const { client, other, store } = yield* setup({ ttl: 3000 })
+      const holder = yield* hold((body) => other(api.withPermits(2)(body)))
+      const waiting = yield* Effect.forkChild(client(api.withPermits(2)(Effect.flip(api.withPermit(Effect.void)))))
+      yield* until(() => store.count("attempt") === 3)
+      store.faults.inspect = () => unavailable
+      yield* TestClock.adjust(1000)
+      yield* other(api.setLimit(2))
+      store.faults.inspect = undefined
+      yield* TestClock.adjust(999)
+      assert.isUndefined(waiting.pollUnsafe())
+      yield* TestClock.adjust(1)
+      assert.deepInclude(yield* Fiber.join(waiting), waitingForHimself)
+      assert.deepStrictEqual((yield* store.inspect("api")).waiters, [])
+      yield* holder.end
+    }))
+
+  it.effect("lets him wait for others, and counts nothing that he has given back meanwhile", () =>
+    Effect.gen(function*() {
+      const { client, other } = yield* setup({ ttl: 3000 })
+      const holder = yield* hold((body) => other(api.withPermits(2)(body)))
+      const scope = yield* Scope.make()
+      const waiting = yield* Effect.forkChild(client(Effect.scoped(
+        Effect.andThen(Scope.provide(api.acquire(2), scope), api.withPermit(Effect.succeed("in")))
+      )))
+      yield* settle
+      yield* other(api.setLimit(3))
+      yield* TestClock.adjust(10_000)
+      yield* other(api.setLimit(2))
+      yield* Scope.close(scope, Exit.void)
+      yield* TestClock.adjust(10_000)
+      assert.isUndefined(waiting.pollUnsafe())
+      yield* holder.end
+      assert.strictEqual(yield* Fiber.join(waiting), "in")
+    }))
+
+  it.effect("is looked at for nobody who has none", () =>
+    Effect.gen(function*() {
+      const { client, other, store } = yield* setup({ ttl: 3000 })
+      let looks = 0
+      store.faults.inspect = (run) => {
+        looks++
+        return run
+      }
+      const holder = yield* hold((body) => other(api.withPermits(2)(api.withPermit(body))))
+      const waiting = yield* Effect.forkChild(client(api.withPermits(2)(Effect.succeed("in"))))
+      yield* TestClock.adjust("1 minute")
+      yield* holder.end
+      assert.strictEqual(yield* Fiber.join(waiting), "in")
+      assert.strictEqual(looks, 0)
     }))
 })
 

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
-import { type LockError, ReadWriteLock } from "../src/index.ts"
+import { type LockError, type Permits, ReadWriteLock } from "../src/index.ts"
 import { crashed, hold, setup } from "./support/permits.ts"
 import { makeLock, unavailable } from "./support/TestStore.ts"
 import { drive, settle, until } from "./support/time.ts"
@@ -187,19 +187,37 @@ describe("nested in a region of the same key", () => {
   }
 
   for (
-    const [title, nested] of [
-      ["withWrite in withRead", withRead(withWrite(Effect.void))],
-      ["acquireWrite in withRead", withRead(Effect.scoped(config.acquireWrite))],
-      ["withWrite in withRead, in a time-out's fiber", withRead(Effect.timeout(withWrite(Effect.void), 1000))],
-      ["withWrite after acquireRead", Effect.scoped(Effect.andThen(config.acquireRead, withWrite(Effect.void)))],
-      ["withRead after acquireWrite", Effect.scoped(Effect.andThen(config.acquireWrite, withRead(Effect.void)))],
-      ["withRead after acquireRead", Effect.scoped(Effect.andThen(config.acquireRead, withRead(Effect.void)))]
+    const [title, nested, wayOut] of [
+      ["withWrite in withRead", withRead(withWrite(Effect.void)), "Upgrade the read lease"],
+      ["acquireWrite in withRead", withRead(Effect.scoped(config.acquireWrite)), "Upgrade the read lease"],
+      [
+        "withWrite in withRead, in a time-out's fiber",
+        withRead(Effect.timeout(withWrite(Effect.void), 1000)),
+        "Upgrade the read lease"
+      ],
+      [
+        "withWrite after acquireRead",
+        Effect.scoped(Effect.andThen(config.acquireRead, withWrite(Effect.void))),
+        "Upgrade the read lease"
+      ],
+      [
+        "withRead after acquireWrite",
+        Effect.scoped(Effect.andThen(config.acquireWrite, withRead(Effect.void))),
+        "nest inside withRead or withWrite"
+      ],
+      [
+        "withRead after acquireRead",
+        Effect.scoped(Effect.andThen(config.acquireRead, withRead(Effect.void))),
+        "nest inside withRead or withWrite"
+      ]
     ] as const
   ) {
     it.effect(`${title} would wait for itself, and fails at once`, () =>
       Effect.gen(function*() {
         const { client, store } = yield* setup()
-        isDeadlock(yield* Effect.flip(client<unknown, unknown, any>(nested)))
+        const error = yield* Effect.flip(client<unknown, unknown, any>(nested))
+        isDeadlock(error)
+        assert.include((error as LockError.LockDeadlock).message, wayOut)
         assert.strictEqual(store.count("attempt"), 1)
       }))
   }
@@ -579,18 +597,32 @@ describe("downgrade", () => {
       assert.isTrue(Exit.isSuccess(yield* drive(fiber)))
     }))
 
-  it.effect("G1: of a nested lease has no effect: those around it still write", () =>
+  it.effect("G1: inside of what is nested fails at once, and changes nothing: those around still write", () =>
     Effect.gen(function*() {
       const { client, other, store } = yield* setup()
       const entered = other(config.withReadIfAvailable(Effect.void))
       yield* client(config.withWriteLease((outer) =>
         Effect.gen(function*() {
-          yield* config.withWriteLease((lease) => lease.downgrade)
-          yield* config.withWrite(outer.downgrade)
-          yield* Effect.scoped(Effect.flatMap(config.acquireWrite, (lease) => lease.downgrade))
+          for (
+            const downgrading of [
+              config.withWriteLease((lease) => lease.downgrade),
+              config.withWriteLease((lease) => Effect.timeout(lease.downgrade, "1 second")),
+              config.withWrite(outer.downgrade),
+              config.withRead(outer.downgrade),
+              Effect.scoped(Effect.flatMap(config.acquireWrite, (lease) => lease.downgrade)),
+              Effect.scoped(Effect.andThen(config.acquireRead, outer.downgrade))
+            ]
+          ) {
+            const failing: Effect.Effect<unknown, unknown, Permits.Permits> = downgrading
+            const error = yield* Effect.flip(failing)
+            isDeadlock(error)
+            assert.match((error as Error).message, /What is nested has to end/)
+          }
           assert.isTrue(Option.isNone(yield* entered))
           yield* config.withWrite(Effect.void)
           assert.strictEqual(store.count("shrink"), 0)
+          yield* outer.downgrade
+          assert.isTrue(Option.isSome(yield* entered))
         })
       ))
     }))

@@ -3,7 +3,8 @@ import { Effect, Exit, Fiber, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
 import * as v8 from "node:v8"
 import * as vm from "node:vm"
-import type { Lock, LockOptions } from "../src/index.ts"
+import { DistributedSemaphore, Lock, type LockError, type LockOptions, type Permits } from "../src/index.ts"
+import { setup as setupPermits } from "./support/permits.ts"
 import { makeLock, setup, type TestStore } from "./support/TestStore.ts"
 import { drive, until } from "./support/time.ts"
 
@@ -126,4 +127,44 @@ describe("G11: a lock that has ended is remembered by nobody", () => {
       const finalizers = state._tag !== "Open" ? 0 : state.finalizer === undefined ? state.finalizers?.size : 1
       assert.strictEqual(finalizers, 0)
     }))
+
+  const forking: ReadonlyArray<{
+    readonly title: string
+    readonly withLock: (
+      job: number,
+      holder: Record<string, string>
+    ) => (work: Effect.Effect<void>) => Effect.Effect<void, LockError.LockError, Lock.Lock | Permits.Permits>
+  }> = [
+    {
+      title: "each with a key of its own",
+      withLock: (job, holder) => Lock.withLock(`job:${job}`, { holder })
+    },
+    {
+      title: "all with a permit of one key",
+      withLock: (_, holder) => DistributedSemaphore.make("jobs", { limit: 100, holder }).withPermit
+    }
+  ]
+  for (const { title, withLock } of forking) {
+    it.effect(`nor does the last of many jobs that fork the next one inside remember them: ${title}`, () =>
+      Effect.gen(function*() {
+        const { client, store } = yield* setupPermits({ ttl: "1 hour" })
+        const scope = yield* Scope.Scope
+        const references: Array<WeakRef<object>> = []
+        const job: Effect.Effect<unknown, unknown> = Effect.suspend(() => {
+          const holder = { job: `${references.length}` }
+          const number = references.push(new WeakRef(holder))
+          const next = Effect.andThen(Effect.forkIn(job, scope), until(() => references.length > number))
+          return client(withLock(number, holder)(number < 50 ? next : Effect.never))
+        })
+        yield* job
+        yield* until(() => references.length === 50)
+        // What the test itself remembers.
+        store.requests.length = store.releases.length = 0
+        yield* until(() => {
+          collectGarbage()
+          // The last one remembers that in which it was forked, and what sleeps may have one at hand.
+          return references.filter((reference) => reference.deref() !== undefined).length <= 5
+        })
+      }))
+  }
 })

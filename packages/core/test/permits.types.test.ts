@@ -68,7 +68,7 @@ describe("types", () => {
       >
     >()
     expectTypeOf(() => writing.downgrade).returns.toEqualTypeOf<
-      Effect.Effect<ReadWriteLock.ReadLease, LockError.LockLost | LockError.LockStoreError>
+      Effect.Effect<ReadWriteLock.ReadLease, LockError.LockLost | LockError.LockStoreError | LockError.LockDeadlock>
     >()
     expectTypeOf<LockError.LockUpgradeConflict>().not.toExtend<LockError.LockError>()
   })

@@ -182,14 +182,29 @@ describe("a key that is in use with more permits", () => {
 
 describe("errors say what is in the way", () => {
   it("LockDeadlock: held or asked for by oneself, or in the wrong order", () => {
-    const text = (token: number, reason: "Self" | "Order", detail?: string) =>
-      new LockError.LockDeadlock({ key: "k", token, reason, ...(detail !== undefined && { detail }) }).message
-    const fix = "Use the lease at hand, nest inside Lock.withLock, or close its scope first; " +
-      "ask for all permits of a semaphore at once, and upgrade a read lease"
-    const by = "by this fiber or scope; waiting for it would never end."
-    assert.strictEqual(text(7, "Self"), `Lock "k" is already held (token 7) ${by} ${fix}`)
-    assert.strictEqual(text(0, "Self"), `Lock "k" is already asked for ${by} ${fix}`)
-    assert.strictEqual(text(0, "Order", "while …"), "Lock \"k\" asked for in the wrong order: while …")
+    type About = Omit<ConstructorParameters<typeof LockError.LockDeadlock>[0], "key" | "token" | "reason">
+    const text = (token: number, reason: "Self" | "Order", about?: About) =>
+      new LockError.LockDeadlock({ key: "k", token, reason, ...about }).message
+    const one = { permits: 1, held: 1, limit: 1, detail: "Nest …" }
+    const by = "by this fiber or scope; waiting would never end"
+    assert.strictEqual(text(7, "Self", one), `Lock "k" is already held (token 7) ${by}. Nest …`)
+    assert.strictEqual(text(0, "Self"), `Lock "k" is already asked for ${by}`)
+    assert.strictEqual(
+      text(7, "Self", { permits: 2, held: 3, limit: 4, detail: "Ask …" }),
+      "2 of the 4 permits of \"k\" asked for by a fiber or scope that has 3 already (token 7); " +
+        "waiting would never end. Ask …"
+    )
+    assert.strictEqual(text(0, "Order", { detail: "while …" }), "Lock \"k\" asked for in the wrong order: while …")
+  })
+
+  it("PermitsRefused: of more permits than there are, or with a limit that nobody else says", () => {
+    const text = (permits: number) =>
+      new LockError.PermitsRefused({ key: "k", permits, limit: 4, actual: 2 }).message.split("cannot be had. ")[1]
+    assert.strictEqual(
+      text(3),
+      "Ask for at most 2, or raise the limit with setLimit; if others say another limit, say theirs"
+    )
+    assert.match(text(2)!, /^Say the limit that all other callers of the key say/)
   })
 
   it("LockQueueFull and LockTimeout: of permits, and without a holder that is known", () => {

@@ -290,6 +290,23 @@ describe("several keys, all or nothing", () => {
       }))
   }
 
+  it.effect("G4: when one is lost before all were got: nothing is kept, and nobody is given what is lost", () =>
+    Effect.gen(function*() {
+      const { lock, store } = yield* setup()
+      const other = yield* makeLock(store)
+      store.faults.attempt = (run) => store.requests.at(-1)?.key === "b" ? Effect.delay(run, 10) : run
+      const ran = Effect.die("must not run")
+      for (const asking of [lock.withLocks(ran, ["a", "b"]), Effect.scoped(lock.acquireAll(["a", "b"]))]) {
+        const fiber = yield* Effect.forkChild(Effect.flip<unknown, LockError.LockError, never>(asking))
+        yield* settle
+        assert.strictEqual(yield* heldKeys(store, ["a", "b"]), "a")
+        yield* Effect.scoped(other.takeover("a"))
+        yield* TestClock.adjust(10)
+        assert.deepInclude(yield* Fiber.join(fiber), { _tag: "LockLost", key: "a", reason: "TakenOver" })
+        yield* isFree(store, ["a", "b"])
+      }
+    }))
+
   it.effect("without any key, or with an invalid one among them, nothing is sent", () =>
     Effect.gen(function*() {
       const { lock, store } = yield* setup()

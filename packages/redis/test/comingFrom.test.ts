@@ -213,7 +213,7 @@ describe("pains of other libraries", () => {
       const second = yield* Effect.forkChild(Effect.scoped(Effect.gen(function*() {
         const lease = yield* client.lock.acquire("k")
         yield* Deferred.succeed(leased, lease)
-        yield* lease.protect(Effect.never)
+        return yield* lease.protect(Effect.never)
       })))
       const lease = yield* Deferred.await(leased)
       yield* proxy.refuse

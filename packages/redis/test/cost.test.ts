@@ -1,4 +1,4 @@
-import { RedisServer } from "@effect-lock/test-utils"
+import { FaultProxy, RedisServer } from "@effect-lock/test-utils"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Fiber, Option } from "effect"
 import { connect, connections, hold, queued, until } from "./support/client.ts"
@@ -35,6 +35,25 @@ describe("cost, as the server counts it", () => {
       const error = yield* Effect.flip(other.lock.withLock(Effect.void, "k", { waitTimeout: 0 }))
       assert.strictEqual(error._tag, "LockTimeout")
       assert.deepStrictEqual(sent(yield* monitor.all), ["attempt", "attempt"])
+    }))
+
+  it.live("several free keys are asked for at once: the server has all attempts before the client has any answer", () =>
+    Effect.gen(function*() {
+      const server = yield* RedisServer.make()
+      const proxy = yield* FaultProxy.make(server)
+      const patient = { store: { commandTimeout: "2 minutes" }, lock: { ttl: "2 minutes" } } as const
+      const { lock } = yield* connect(proxy, patient)
+      const keys = ["a", "b", "c"]
+      // Every script is known to the server from here on.
+      yield* lock.withLocks(Effect.void, keys)
+      const monitor = yield* server.monitor
+      yield* proxy.blackhole("replies")
+      const fiber = yield* Effect.forkChild(lock.withLocks(Effect.succeed("in"), keys), { startImmediately: true })
+      const attempts = Effect.map(monitor.all, (entries) => sent(entries).filter((name) => name === "attempt"))
+      yield* until(Effect.map(attempts, ({ length }) => length === keys.length), "an attempt for each key")
+      yield* proxy.heal
+      assert.strictEqual(yield* Fiber.join(fiber), "in")
+      assert.strictEqual((yield* attempts).length, keys.length)
     }))
 
   for (const clients of [1, 2]) {

@@ -29,6 +29,8 @@ import { keep } from "./renewal.ts"
 export interface Ask<E = never> {
   readonly wait: boolean
   readonly send: (store: LockStore["Service"], request: Request) => Effect.Effect<Attempt, LockStoreError | E>
+  /** Fails when the wait turns out to be one without end. */
+  readonly whileQueued?: Effect.Effect<never, E> | undefined
 }
 
 /** @internal */
@@ -94,7 +96,7 @@ const noteStoreFailure = (holding: Holding) => (error: unknown): Effect.Effect<v
 
 const awaitGrant = <E>(
   holding: Holding,
-  { send, wait }: Ask<E>
+  { send, wait, whileQueued }: Ask<E>
 ): Effect.Effect<Grant, OpenError | E> => {
   const { clock, client: { store }, options } = holding
   const timeLeft = () => options.waitTimeout - elapsedUnsafe(holding.askedAt, clock)
@@ -156,7 +158,7 @@ const awaitGrant = <E>(
   const queued = (signal: Effect.Effect<Signal, LockStoreError>) => {
     const signalled = Effect.raceFirst(
       Effect.catch(Deferred.await(holding.over), () => stopped(holding)),
-      signal
+      whileQueued === undefined ? signal : Effect.raceFirst(signal, whileQueued)
     )
     const bounded = options.waitTimeout === Infinity
       ? Effect.asSome(signalled)

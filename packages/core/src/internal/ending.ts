@@ -66,6 +66,8 @@ export const end = (holding: Holding): Effect.Effect<void> =>
     if (phase === "ended") return Effect.void
     holding.phase = "ended"
     holding.client.nursery.remove(holding)
+    // Whoever was forked inside remembers this one, but must not remember what this one was asked for inside of.
+    holding.keeper = holding.keeperFiber = undefined
     holding.lose("Released")
     if (phase === "held" && lostFor === undefined) events.emit(holding, "Released")
     const isGone = lostFor === "Expired" || lostFor === "NotHeld" || lostFor === "TakenOver"

@@ -12,7 +12,7 @@ import * as Tracer from "effect/Tracer"
 import type { Lease } from "../Lease.ts"
 import type { TryError } from "../Lock.ts"
 import {
-  type LockDeadlock,
+  LockDeadlock,
   type LockError,
   LockInvalid,
   type LockLost,
@@ -65,7 +65,7 @@ export interface Engine extends
     store: PermitStore["Service"],
     lease: Lease,
     permits: number
-  ) => Effect.Effect<void, LockLost | LockStoreError>
+  ) => Effect.Effect<void, LockLost | LockStoreError | LockDeadlock>
   readonly list: (prefix: string) => Effect.Effect<ReadonlyArray<KeyState>, LockStoreError>
   readonly listeners: Set<events.Listener>
 }
@@ -147,23 +147,46 @@ export const make = Effect.fnUntraced(function*(
     return LockOptions.resolve(options, base)
   }
 
-  /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
-  const findDeadlock = ({ asker, scope, surroundings, target }: Claim<unknown>): LockDeadlock | undefined => {
-    const { isShared, key, limit, permits, upgrades } = target
-    const needs = isShared ? target.needs : limit
+  /** What an asker has already: how many permits, and one of the leases they are of. */
+  const findOwn = ({ asker, scope, surroundings, target }: Claim<unknown>, asked: holdings.Holding) => {
+    const { isShared, key, needs, permits, upgrades } = target
     const region = isShared ? undefined : regions.find(surroundings, regionId(key))
     let own = region !== undefined ? regions.permitsIn(region) : upgrades !== undefined ? needs - permits : 0
-    if (region !== undefined && own + permits > needs) return regions.deadlock(region.holding)
+    let holding = region?.holding
     for (const hold of scopedHolds.get(key) ?? []) {
+      // Who comes later waits behind this one.
+      if (hold.holding === asked) break
       // A lost lease is in nobody's way for longer than its ttl, and one that was handed off is somebody else's.
       if (hold.holding.phase === "handedOff" || hold.holding.check() !== undefined) continue
       if (hold.holding.holderId === upgrades?.holderId) continue
       if (hold.scope === scope || regions.waitsFor(hold.asker, asker)) {
         own += hold.holding.permits
-        if (own + permits > needs) return regions.deadlock(hold.holding)
+        holding ??= hold.holding
       }
     }
-    return undefined
+    return holding === undefined ? undefined : { holding, permits: own }
+  }
+
+  /** Who would have to wait for himself: he has so much already that the rest of the permits is not enough. */
+  const findDeadlock = (
+    { target }: Claim<unknown>,
+    own: ReturnType<typeof findOwn>,
+    limit = target.limit
+  ): LockDeadlock | undefined =>
+    own !== undefined && own.permits + target.permits > (target.isShared ? target.needs : limit)
+      ? deadlock(own.holding, target, own.permits, limit)
+      : undefined
+
+  /** Since the limit was lowered, who has some permits already may wait for himself, and keep all behind him out. */
+  const watchLimit = (claim: Claim<unknown>, asked: holdings.Holding): Effect.Effect<never, LockDeadlock> => {
+    const { renewEvery = Infinity, ttl } = asked.options
+    return store.inspect(claim.target.key).pipe(
+      Effect.map(({ limit }) => findDeadlock(claim, findOwn(claim, asked), limit)),
+      Effect.catch(() => Effect.undefined),
+      Effect.flatMap((deadlock) => deadlock === undefined ? Effect.void : Effect.fail(deadlock)),
+      Effect.andThen(Effect.sleep(Math.min(renewEvery, Math.ceil(ttl / 3), 60_000))),
+      Effect.forever
+    )
   }
 
   const remember = (hold: ScopedHold): void => {
@@ -209,10 +232,13 @@ export const make = Effect.fnUntraced(function*(
     const options = upgrades === undefined ? claim.options : aheadOfAll(claim.options)
     const holding = new holdings.Holding(client, target, options, clock, askedAt)
     const open = (hold?: ScopedHold): Effect.Effect<Entered, EnterError | E> => {
-      const deadlock = findDeadlock(claim)
+      const own = findOwn(claim, holding)
+      const deadlock = findDeadlock(claim, own)
       if (deadlock !== undefined) return Effect.fail(deadlock)
       if (hold !== undefined) remember(hold)
-      const opening = acquiring.open<E>(holding, owner, target.how ?? acquiring.attempt(wait))
+      const how: acquiring.Ask<E | LockDeadlock> = target.how ?? acquiring.attempt(wait)
+      const watchful = own === undefined ? how : { ...how, whileQueued: watchLimit(claim, holding) }
+      const opening = acquiring.open(holding, owner, watchful)
       const acquisition = Effect.as(traceAcquire(holding, opening, claim.isTry), { holding, parent, turn })
       return upgrades === undefined ? acquisition : upgrades.protect(acquisition)
     }
@@ -242,7 +268,9 @@ export const make = Effect.fnUntraced(function*(
         const timeout = claim.wait ? options.waitTimeout : 0
         const wait = { timeout, timeLeft: timeout - elapsedUnsafe(askedAt, clock) }
         return Scope.addFinalizer(owner, Effect.sync(() => regions.endTurn(region, turn))).pipe(
-          Effect.andThen(regions.takeTurn(region, turn, wait)),
+          Effect.andThen(
+            regions.takeTurn(region, turn, wait, () => deadlock(region.holding, target, regions.permitsIn(region)))
+          ),
           Effect.flatMap((taken): typeof again => {
             if (!taken) return again
             const permits = regions.permitsIn(region)
@@ -253,7 +281,7 @@ export const make = Effect.fnUntraced(function*(
               return Effect.succeed({ holding: region.holding, parent: region, turn })
             }
             return isForeign || permits + target.permits > target.needs
-              ? Effect.fail(regions.deadlock(region.holding))
+              ? Effect.fail(deadlock(region.holding, target, permits))
               : Effect.raceFirst(Deferred.await(region.over), granted(region, turn))
           })
         )
@@ -459,7 +487,7 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const shrink: Engine["shrink"] = (store, lease, permits) =>
-    asking(({ asker }) =>
+    asking(({ asker, surroundings }) =>
       Effect.scopedWith((scope) => {
         const holding = client.holdings.get(lease.holderId)
         if (holding === undefined) return lease.check
@@ -474,11 +502,20 @@ export const make = Effect.fnUntraced(function*(
         const { region } = holding
         if (region === undefined) return lease.protect(send)
         // What is nested counts on all of them: it has to end first, and does not take them away from what is around it.
+        const deadlock = () =>
+          new LockDeadlock({
+            key: holding.key,
+            token: holding.token,
+            reason: "Self",
+            detail: "What is nested has to end before any of its permits are given back"
+          })
+        const inside = regions.find(surroundings, regionId(holding.key))
+        if (inside !== region && inside?.holding === holding) return Effect.fail(deadlock())
         const turn = new regions.Turn(asker, scope, true)
         return Scope.addFinalizer(scope, Effect.sync(() => regions.endTurn(region, turn))).pipe(
-          Effect.andThen(regions.takeTurn(region, turn, { timeout: Infinity, timeLeft: Infinity })),
+          Effect.andThen(regions.takeTurn(region, turn, { timeout: Infinity, timeLeft: Infinity }, deadlock)),
           Effect.andThen(send),
-          Effect.catchTag(["LockDeadlock", "LockTimeout"], () => Effect.void),
+          Effect.catchTag("LockTimeout", Effect.die),
           lease.protect
         )
       })
@@ -529,6 +566,33 @@ export const make = Effect.fnUntraced(function*(
 /** Not granted to who does not wait: it is taken, or the store grants nothing for a while. Who waits learns what it is. */
 const isNotNow = (error: EnterError): boolean =>
   error._tag === "LockTimeout" || error._tag === "LockStoreError" && error.reason === "Refused"
+
+const deadlock = (
+  { key, token }: holdings.Holding,
+  target: Target<unknown>,
+  held: number,
+  limit = target.limit
+): LockDeadlock =>
+  new LockDeadlock({
+    key,
+    token,
+    reason: "Self",
+    permits: target.permits,
+    held,
+    limit,
+    detail: wayOut(target, held, limit)
+  })
+
+const wayOut = ({ isShared, limit, needs, upgrades }: Target<unknown>, held: number, actual: number): string => {
+  if (!isShared) {
+    const lowered = actual < limit ? `; setLimit has lowered the limit from ${limit}` : ""
+    return `Ask for all at once, give back first what is at hand, or let each fiber acquire for itself${lowered}`
+  }
+  if (upgrades !== undefined) return "Give back the other leases of the key first"
+  if (held < needs) return "Upgrade the read lease, or give it back first"
+  const nest = limit === 1 ? "Lock.withLock" : "withRead or withWrite"
+  return `Use the lease at hand, nest inside ${nest}, or close its scope first`
+}
 
 const aheadOfAll = (options: LockOptions.Resolved): LockOptions.Resolved => ({
   ...options,

@@ -2,7 +2,7 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { LockDeadlock, LockLost, LockTimeout } from "../LockError.ts"
+import { type LockDeadlock, LockLost, LockTimeout } from "../LockError.ts"
 import { failIf, type Holding, protect } from "./holding.ts"
 
 /**
@@ -13,20 +13,31 @@ import { failIf, type Holding, protect } from "./holding.ts"
  */
 export class Region {
   readonly holding: Holding
+  /** The region that this one is a turn of, and ends with. */
+  readonly turnOf: Region | undefined
   /** The region of the same key around this one. */
-  readonly parent: Region | undefined
-  /** A turn in the parent, whose end is the end of this one. */
-  readonly isTurn: boolean
+  #around: Region | undefined
   /** Fails for everything nested here once this region has ended. */
   readonly over: Deferred.Deferred<never, LockLost> = Deferred.makeUnsafe()
   /** Who nests, in order: the first has its turn. */
   readonly turns: Array<Turn> = []
   open = true
 
-  constructor(holding: Holding, parent: Region | undefined, isTurn: boolean) {
+  constructor(holding: Holding, around: Region | undefined, isTurn: boolean) {
     this.holding = holding
-    this.parent = parent
-    this.isTurn = isTurn
+    this.turnOf = isTurn ? around : undefined
+    this.#around = around
+  }
+
+  get around(): Region | undefined {
+    return this.#around = Region.open(this.#around)
+  }
+
+  /** The innermost open one of a region and those around it: what has ended is forgotten, with all it remembers. */
+  static open(region: Region | undefined): Region | undefined {
+    let it = region
+    while (it?.open === false) it = it.#around
+    return it
   }
 }
 
@@ -38,7 +49,7 @@ export class Region {
 export const permitsIn = (region: Region): number => {
   let permits = 0
   let counted: Holding | undefined
-  for (let it: Region | undefined = region; it !== undefined; it = it.parent) {
+  for (let it: Region | undefined = region; it !== undefined; it = it.around) {
     if (!it.open || it.holding === counted || it.holding.phase === "handedOff") continue
     permits += it.holding.permits
     counted = it.holding
@@ -94,11 +105,8 @@ export const CurrentSurroundings = Context.Reference<Surroundings>("@effect-lock
  *
  * @internal
  */
-export const find = (surroundings: Surroundings, id: string): Region | undefined => {
-  let region = surroundings.regions.get(id)
-  while (region?.open === false) region = region.parent
-  return region
-}
+export const find = (surroundings: Surroundings, id: string): Region | undefined =>
+  Region.open(surroundings.regions.get(id))
 
 /** @internal */
 export const askerOf = (surroundings: Surroundings, fiberId: number): Asker =>
@@ -124,18 +132,23 @@ export const run = <A, E, R>(
   surroundings: Surroundings,
   body: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | LockLost, R> => {
-  const regions = new Map(surroundings.regions).set(id, region)
+  const regions = new Map<string, Region>()
+  // Of one job that forks the next inside its lock, and so on, none may remember all before it.
+  for (const inherited of surroundings.regions.keys()) {
+    const open = find(surroundings, inherited)
+    if (open !== undefined) regions.set(inherited, open)
+  }
+  regions.set(id, region)
   const awaitedBy = new Set(asker.awaitedBy).add(asker.fiberId)
   const inside = Effect.withFiber<A, E, R>((fiber) =>
     Effect.provideService(body, CurrentSurroundings, { regions, bodyOf: { fiberId: fiber.id, awaitedBy } })
   )
-  const { holding } = region
-  const parent = region.isTurn ? region.parent : undefined
+  const { holding, turnOf } = region
   const over = Deferred.await(holding.over)
-  const check = failIf(() => holding.check() ?? (parent?.open === false ? ended(parent) : undefined))
+  const check = failIf(() => holding.check() ?? (turnOf?.open === false ? ended(turnOf) : undefined))
   return Effect.onExit(
     protect(
-      parent === undefined ? over : Effect.raceFirst(over, Deferred.await(parent.over)),
+      turnOf === undefined ? over : Effect.raceFirst(over, Deferred.await(turnOf.over)),
       { before: check, after: check },
       inside
     ),
@@ -151,13 +164,14 @@ export const run = <A, E, R>(
 export const takeTurn = (
   region: Region,
   turn: Turn,
-  wait: { readonly timeout: number; readonly timeLeft: number }
+  wait: { readonly timeout: number; readonly timeLeft: number },
+  deadlock: () => LockDeadlock
 ): Effect.Effect<boolean, LockDeadlock | LockTimeout> =>
   Effect.suspend((): Effect.Effect<boolean, LockDeadlock | LockTimeout> => {
     if (!region.open) return Effect.succeed(false)
     const first = region.turns[0]
     if (first !== undefined && (waitsFor(first.asker, turn.asker) || region.turns.some(sharesScope(turn)))) {
-      return Effect.fail(deadlock(region.holding))
+      return Effect.fail(deadlock())
     }
     region.turns.push(turn)
     if (first === undefined) return Effect.succeed(true)
@@ -170,9 +184,6 @@ export const takeTurn = (
         orElse: () => Effect.fail(timedOut(region, turn, wait.timeout))
       })
   })
-
-/** @internal */
-export const deadlock = ({ key, token }: Holding): LockDeadlock => new LockDeadlock({ key, token, reason: "Self" })
 
 const sharesScope = (turn: Turn) => (other: Turn): boolean => other.scope === turn.scope
 

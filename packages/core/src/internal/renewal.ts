@@ -116,8 +116,9 @@ export class Nursery {
           const left = untilDue(holding)
           if (left <= 0 || holding.lostFor !== undefined) {
             this.#young.delete(holding)
-            const { effect, scope } = holding.keeper!
-            holding.keeperFiber = yield* Effect.forkIn(effect, scope, { startImmediately: true })
+            const { keeper } = holding
+            if (keeper === undefined) continue
+            holding.keeperFiber = yield* Effect.forkIn(keeper.effect, keeper.scope, { startImmediately: true })
           } else next = Math.min(next, left)
         }
         if (next === Infinity) {

@@ -193,6 +193,9 @@ const semaphoreChecks: ReadonlyArray<Check> = [
       isError(yield* expected("a failure", Effect.flip(other(semaphore.withPermits(2)(Effect.void)))), "PermitsRefused")
       yield* holder.end
       yield* expected("the third", Fiber.join(third))
+      yield* one(semaphore.setLimit(2))
+      const nested = Effect.andThen(other(semaphore.setLimit(1)), Effect.flip(semaphore.withPermit(Effect.void)))
+      isError(yield* expected("a failure", one(semaphore.withPermit(nested))), "LockDeadlock")
       yield* isFree
     })
   ),
