@@ -211,8 +211,9 @@ export class LockLost extends Schema.TaggedError<LockLost>()("LockLost", {
  * - `Self`: this fiber or scope has the key already, through `Lock.acquire` in a scope that is still open, or has so many of
  *   its permits that the rest is not enough: it would wait for itself. `permits` were asked for by who has `held` of `limit`;
  *   `token` is that of a lease it has, `detail` what would help.
- * - `Order`: `LockOrder` has seen these keys nested the other way round, so two fibers could wait for each other. `detail`
- *   names both places. Take them in one order, or together with `Lock.withLocks`.
+ * - `Order`: `LockOrder` has seen these keys nested the other way round, so two fibers could wait for each other, and
+ *   `detail` names both places; or two fibers inside locks of both keys nest them in opposite orders, and do. Take them in one
+ *   order, or together with `Lock.withLocks`.
  *
  * @category errors
  * @since 0.1.0

@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Deferred, Effect, Exit, Fiber, Option, Scope } from "effect"
+import { Cause, Deferred, Effect, Exit, Fiber, Option, Scope } from "effect"
 import { TestClock } from "effect/testing"
+import type { Lock, LockError } from "../src/index.ts"
 import type { LockTimeout } from "../src/LockError.ts"
 import { makeLock, setup, type TestStore } from "./support/TestStore.ts"
 import { drive, now, settle, until } from "./support/time.ts"
@@ -88,6 +89,68 @@ describe("asking again inside withLock", () => {
       assert.strictEqual(state.order.length, 27)
       assert.strictEqual(state.most, 1)
     }))
+
+  describe("G8: siblings that nest the same keys in different orders", () => {
+    const outer = ["a", "b", "c"]
+    const inOrder = ({ lock }: { readonly lock: Lock.Lock["Service"] }, keys: ReadonlyArray<string>) =>
+      keys.reduceRight(
+        (body, key) => lock.withLock(Effect.andThen(Effect.sleep(10), body), key),
+        Effect.succeed(keys.join()) as Effect.Effect<string, LockError.LockError>
+      )
+
+    const circles = [
+      { title: "two", orders: [["a", "b"], ["b", "a"]] },
+      { title: "three", orders: [["a", "b"], ["b", "c"], ["c", "a"]] },
+      { title: "those inside of two", orders: [["a", "c"], ["b", "a", "c"], ["c", "b"]] }
+    ]
+    for (const { orders, title } of circles) {
+      it.effect(`fail with LockDeadlock where they would wait for each other, and the others go on: ${title}`, () =>
+        Effect.gen(function*() {
+          const it = yield* setup()
+          const siblings = Effect.forEach(orders, (keys) => Effect.exit(inOrder(it, keys)), {
+            concurrency: "unbounded"
+          })
+          const all = outer.reduceRight(
+            (body, key) => it.lock.withLock(body, key),
+            siblings as Effect.Effect<
+              ReadonlyArray<Exit.Exit<string, LockError.LockError>>,
+              LockError.LockError
+            >
+          )
+          const fiber = yield* Effect.forkChild(all)
+          yield* TestClock.adjust(1000)
+          const exits = yield* Fiber.join(fiber)
+          const failures = exits.flatMap((exit) => Exit.isFailure(exit) ? [Cause.squash(exit.cause)] : [])
+          assert.lengthOf(failures, 1)
+          assert.deepInclude(failures[0], { _tag: "LockDeadlock", reason: "Order" })
+          assert.match(
+            String(failures[0]),
+            /in the wrong order: whose turn it is waits for ".", where it is this fiber's turn/
+          )
+          for (const key of outer) assert.deepStrictEqual((yield* it.store.inspect(key)).holders, [])
+        }))
+    }
+
+    it.effect("wait, where nobody waits for them", () =>
+      Effect.gen(function*() {
+        const it = yield* setup()
+        const siblings = Effect.forEach(
+          [["a", "b"], ["a", "b", "c"], ["a", "c"], ["b", "c"], ["c"]],
+          (keys) => inOrder(it, keys),
+          { concurrency: "unbounded" }
+        )
+        const all = outer.reduceRight(
+          (body, key) => it.lock.withLock(body, key),
+          siblings as Effect.Effect<
+            ReadonlyArray<string>,
+            LockError.LockError
+          >
+        )
+        const fiber = yield* Effect.forkChild(all)
+        yield* TestClock.adjust(1000)
+        assert.lengthOf(yield* Fiber.join(fiber), 5)
+      }))
+  })
 
   it.effect("G8: thousands of siblings take turns without running inside each other", () =>
     Effect.gen(function*() {

@@ -124,6 +124,7 @@ export const make = Effect.fnUntraced(function*(
     scope: Scope.forkUnsafe(yield* Scope.Scope),
     nursery: new renewal.Nursery(),
     arrears: new Arrears(),
+    waitingTurns: new Map(),
     sequence: 0,
     closed: false,
     floor: 0

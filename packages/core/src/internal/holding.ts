@@ -12,7 +12,7 @@ import type { Grant, Held, Instant, LockStore } from "../LockStore.ts"
 import type { Arrears } from "./arrears.ts"
 import * as events from "./events.ts"
 import { elapsedUnsafe, monotonicUnsafe, nowUnsafe } from "./instant.ts"
-import type { Region } from "./region.ts"
+import type { Region, WaitingTurns } from "./region.ts"
 import type { Nursery } from "./renewal.ts"
 
 /**
@@ -29,6 +29,7 @@ export interface Client {
   readonly scope: Scope.Scope
   readonly nursery: Nursery
   readonly arrears: Arrears
+  readonly waitingTurns: WaitingTurns
   sequence: number
   /** No command that asks for a lock is sent any more. */
   closed: boolean

@@ -2,7 +2,7 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { type LockDeadlock, LockLost, LockTimeout } from "../LockError.ts"
+import { LockDeadlock, LockLost, LockTimeout } from "../LockError.ts"
 import { failIf, type Holding, protect } from "./holding.ts"
 
 /**
@@ -67,6 +67,8 @@ export class Turn {
   readonly called: Deferred.Deferred<boolean> = Deferred.makeUnsafe()
   readonly done: Deferred.Deferred<void> = Deferred.makeUnsafe()
   isDone = false
+  /** The region it is waited for in. */
+  waitsIn: Region | undefined = undefined
 
   constructor(asker: Asker, scope: Scope.Scope, isBody: boolean) {
     this.asker = asker
@@ -74,6 +76,13 @@ export class Turn {
     this.isBody = isBody
   }
 }
+
+/**
+ * Turns that are waited for, by the fibers that cannot go on before.
+ *
+ * @internal
+ */
+export type WaitingTurns = Map<number, Set<Turn>>
 
 /**
  * Who asks: a fiber, and those that wait for it because it runs the body of their `withLock`.
@@ -170,19 +179,70 @@ export const takeTurn = (
   Effect.suspend((): Effect.Effect<boolean, LockDeadlock | LockTimeout> => {
     if (!region.open) return Effect.succeed(false)
     const first = region.turns[0]
-    if (first !== undefined && (waitsFor(first.asker, turn.asker) || region.turns.some(sharesScope(turn)))) {
-      return Effect.fail(deadlock())
+    if (first === undefined) {
+      region.turns.push(turn)
+      return Effect.succeed(true)
     }
+    if (waitsFor(first.asker, turn.asker) || region.turns.some(sharesScope(turn))) return Effect.fail(deadlock())
+    const { waitingTurns } = region.holding.client
+    const circle = findCircle(region, turn, waitingTurns)
+    if (circle !== undefined) return Effect.fail(inCircle(region, circle))
     region.turns.push(turn)
-    if (first === undefined) return Effect.succeed(true)
-    // On a stack of its own: thousands of turns must not run inside each other's ends.
-    const called = Effect.tap(Deferred.await(turn.called), () => Effect.yieldNow)
+    turn.waitsIn = region
+    for (const id of stuckWith(turn)) waitingTurns.set(id, (waitingTurns.get(id) ?? new Set()).add(turn))
+    const called = Deferred.await(turn.called).pipe(
+      Effect.ensuring(Effect.sync(() => stopWaiting(turn))),
+      // On a stack of its own: thousands of turns must not run inside each other's ends.
+      Effect.tap(() => Effect.yieldNow)
+    )
     return wait.timeLeft === Infinity
       ? called
       : Effect.timeoutOrElse(called, {
         duration: Math.max(0, wait.timeLeft),
         orElse: () => Effect.fail(timedOut(region, turn, wait.timeout))
       })
+  })
+
+/** The fibers that cannot go on before a turn has come. */
+const stuckWith = ({ asker }: Turn): ReadonlyArray<number> => [asker.fiberId, ...asker.awaitedBy]
+
+const stopWaiting = (turn: Turn): void => {
+  if (turn.waitsIn === undefined) return
+  const { waitingTurns } = turn.waitsIn.holding.client
+  turn.waitsIn = undefined
+  for (const id of stuckWith(turn)) {
+    const turns = waitingTurns.get(id)
+    if (turns?.delete(turn) === true && turns.size === 0) waitingTurns.delete(id)
+  }
+}
+
+/**
+ * Fibers beside each other may nest the same keys in different orders. The region in which whoever is in front waits, however
+ * indirectly, for a turn of the asker's own.
+ */
+const findCircle = (region: Region, { asker }: Turn, waiting: WaitingTurns): Region | undefined => {
+  const seen = new Set<Turn>()
+  const ahead = [region.turns[0]!]
+  for (const { asker: holder } of ahead) {
+    for (const turn of waiting.get(holder.fiberId) ?? []) {
+      const front = turn.waitsIn?.turns[0]
+      if (front === undefined || seen.has(turn)) continue
+      if (waitsFor(front.asker, asker)) return turn.waitsIn
+      seen.add(turn)
+      ahead.push(front)
+    }
+  }
+  return undefined
+}
+
+const inCircle = ({ holding: { key, token } }: Region, { holding: other }: Region): LockDeadlock =>
+  new LockDeadlock({
+    key,
+    token,
+    reason: "Order",
+    detail:
+      `whose turn it is waits for "${other.key}", where it is this fiber's turn. Nest them in one order, or take ` +
+      "them together with Lock.withLocks"
   })
 
 const sharesScope = (turn: Turn) => (other: Turn): boolean => other.scope === turn.scope
@@ -194,6 +254,7 @@ const sharesScope = (turn: Turn) => (other: Turn): boolean => other.scope === tu
  */
 export const endTurn = (region: Region, turn: Turn): void => {
   turn.isDone = true
+  stopWaiting(turn)
   const index = region.turns.indexOf(turn)
   if (index === -1) return
   region.turns.splice(index, 1)
