@@ -33,7 +33,7 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 60_000,
     // On two cores vitest would take one, and most of what tests on real servers do is wait.
-    maxWorkers: 2,
+    maxWorkers: 3,
     reporters: ["default", closingLine],
     projects: [
       project("core", "packages/core"),
