@@ -87,15 +87,15 @@ const topologies: ReadonlyArray<{
       return { clients: [yield* connect, yield* connect], servers: cluster.nodes, masters, emitters: [] }
     })
   },
-  {
-    name: "quorum of 3",
+  ...[3, 5].map((size) => ({
+    name: `quorum of ${size}`,
     start: Effect.gen(function*() {
-      const { voters } = yield* uncounted(RedisServer.makeQuorum(3))
+      const { voters } = yield* uncounted(RedisServer.makeQuorum(size))
       const servers = voters.map(({ server }) => server)
       const connect = build(QuorumLockStore.layer({ voters: servers.map(({ url }) => ({ url })), voterTimeout }))
       return { clients: [yield* connect, yield* connect], servers, masters: servers, emitters: [] }
     })
-  },
+  })),
   {
     name: "key majority",
     start: Effect.gen(function*() {
