@@ -40,8 +40,7 @@ const disconnecting = <C extends Redis | Cluster>(client: C) =>
   )
 
 describe("RedisServer.cluster", () => {
-  // A node that a busy machine does not run for a moment is not to lose its role.
-  layer(RedisServer.cluster({ nodeTimeout: "4 seconds" }), { excludeTestServices: true })("shared", (it) => {
+  layer(RedisServer.cluster(), { excludeTestServices: true })("shared", (it) => {
     it.effect("serves every slot with a master and a replica each, and ioredis", () =>
       Effect.gen(function*() {
         const { addresses, nodes } = yield* RedisServer.RedisCluster
