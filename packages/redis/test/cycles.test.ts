@@ -8,6 +8,7 @@ import { isDeepStrictEqual } from "node:util"
 import { QuorumLockStore, RedisLockStore } from "../src/index.ts"
 import { build, type Client, patience, until } from "./support/client.ts"
 import { type Fibers, quietly, uncounted, withFiberCount, withMetrics } from "./support/observe.ts"
+import { voterTimeout } from "./support/quorum.ts"
 import { random } from "./support/random.ts"
 import { connectCluster, connectionsTo, connectSentinel } from "./support/topology.ts"
 
@@ -26,7 +27,6 @@ interface Topology {
 // Short offers, for a hand-over may meet one who is just leaving.
 const heartbeat = 200
 const options = { heartbeat, ...patience }
-const voterTimeout = "5 seconds"
 
 const topologies: ReadonlyArray<{
   readonly name: string

@@ -324,8 +324,7 @@ describe("instant loss on a quorum", () => {
     }) => Effect.Effect<Client, unknown, Scope.Scope>
   }
   type Vote = Kind["votes"][number]
-  /** Twice as long for the start. */
-  const voterTimeout = "5 seconds"
+  const { voterTimeout } = quorum
   const maxTtl = ttl
 
   const kinds: ReadonlyArray<Effect.Effect<Kind, RedisServer.RedisServerError, Scope.Scope>> = [

@@ -75,14 +75,11 @@ export class ServerVoter implements Voter {
         ? this.#unconnected(script.name)
         : Effect.tapError(this.client.run(script, keys, args, onUnanswered), ({ detail, limit, reason }) =>
           Effect.sync(() => {
-            if (reason === "Refused") {
-              return
+            if (reason === "Timeout") {
+              this.suspect({ _tag: "NoAnswer", reason: "timeout", detail: `no answer within ${limit} ms` })
+            } else if (reason !== "Refused") {
+              this.suspect({ _tag: "NoAnswer", reason: "unreachable", detail: detail ?? "no connection" })
             }
-            this.suspect(
-              reason === "Timeout"
-                ? { _tag: "NoAnswer", reason: "timeout", detail: `no answer within ${limit} ms` }
-                : { _tag: "NoAnswer", reason: "unreachable", detail: detail ?? "no connection" }
-            )
           }))
     )
 
